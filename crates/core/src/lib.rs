@@ -1,0 +1,1 @@
+//! The message-passing core: environments, rights, activation, restart, swap, store, init

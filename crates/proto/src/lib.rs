@@ -1,0 +1,1 @@
+//! The interfaces of hurdle's core and standard servers, one file each

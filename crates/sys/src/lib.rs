@@ -1,0 +1,17 @@
+//! Linux as safe Rust: what hurdle asks of the kernel, and the only crate that holds `unsafe`.
+//!
+//! Each module wraps one facility thinly; each function names its man page and what can fail. Nothing here knows of
+//! messages, environments or policy. Layout:
+//! - [`ns`], [`mount`], [`process`], [`tty`]: what makes and holds an environment;
+//! - [`seccomp`], [`target`]: system calls trapped to user space, and the memory and fds of who made them;
+//! - [`seqpacket`], [`memfd`]: what channels are made of.
+#![allow(unsafe_code)]
+
+pub mod memfd;
+pub mod mount;
+pub mod ns;
+pub mod process;
+pub mod seccomp;
+pub mod seqpacket;
+pub mod target;
+pub mod tty;

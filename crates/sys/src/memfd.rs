@@ -1,0 +1,1 @@
+//! Sealed memory files (memfd_create(2)).

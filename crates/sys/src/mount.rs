@@ -1,0 +1,1 @@
+//! Mounts by file descriptor (fsopen(2), move_mount(2)).

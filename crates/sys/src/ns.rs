@@ -1,0 +1,1 @@
+//! Namespaces and id maps (clone3(2), user_namespaces(7)).

@@ -1,0 +1,1 @@
+//! Processes behind pidfds (pidfd_open(2)).

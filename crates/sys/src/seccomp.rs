@@ -1,0 +1,1 @@
+//! System calls trapped to user space (seccomp_unotify(2)).

@@ -1,0 +1,1 @@
+//! SEQPACKET pairs that carry fds (unix(7)).

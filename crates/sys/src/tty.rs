@@ -1,0 +1,1 @@
+//! Terminals and job control (tcsetpgrp(3)).

@@ -1,0 +1,1 @@
+//! Typed messages over SEQPACKET channels: frames, fds, deadlines, interface!

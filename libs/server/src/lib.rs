@@ -1,0 +1,1 @@
+//! What every server needs: borrowing and returning a right, the store, options

@@ -1,0 +1,1 @@
+//! End-to-end tests: real programs, natively and in an environment
