@@ -4,12 +4,14 @@
 //! messages, environments or policy. Layout:
 //! - [`ns`], [`mount`], [`process`], [`tty`]: what makes and holds an environment;
 //! - [`seccomp`], [`target`]: system calls trapped to user space, and the memory and fds of who made them;
-//! - [`seqpacket`], [`memfd`]: what channels are made of.
+//! - [`seqpacket`], [`memfd`], [`abstract_socket`]: what channels are made of, and how they are found.
 #![allow(unsafe_code)]
 
+pub mod abstract_socket;
 pub mod memfd;
 pub mod mount;
 pub mod ns;
+pub mod probe;
 pub mod process;
 pub mod seccomp;
 pub mod seqpacket;

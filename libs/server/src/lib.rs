@@ -1,1 +1,15 @@
-//! What every server needs: borrowing and returning a right, the store, options
+//! What every server needs: it borrows a receive right from the core, serves it, and returns it.
+//!
+//! A whole server is a `main` that calls [`run`] (see `examples/greet.rs`, which is one). Whoever starts it hands it a
+//! bootstrap channel on fd 3; everything else comes with the right, as a [`Borrowed`].
+//!
+//! - `borrowed`: the right and what comes with it; `run`: the life of a server; `target`: the processes of an environment.
+
+mod borrowed;
+mod run;
+mod target;
+
+pub use borrowed::Borrowed;
+pub use hurdle_sys::process::numbers::*;
+pub use run::run;
+pub use target::{OVERFLOW_ID, Process, Target, inside};

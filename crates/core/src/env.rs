@@ -1,0 +1,518 @@
+//! The loop of a core: one thread owns the environment and hears everything that happens to it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hurdle_proto::core::{EnvInfo, Swapped};
+use hurdle_proto::init::init;
+use hurdle_proto::server::{Peer, Stored};
+use hurdle_proto::spec::Spec;
+use hurdle_sys::process::{self, Event, Group, Signals, State, Status, Until};
+use hurdle_sys::seccomp::Ledger;
+use hurdle_sys::{seqpacket, tty};
+use hurdle_wire::{CallError, Channel, Fd, Refused};
+use tokio::sync::oneshot;
+
+use crate::launch::{self, Launched};
+use crate::right::{Borrower, Holder, Right};
+use crate::{Error, Policy, Setup, control, os};
+
+/// How long a server has to borrow a right, and to return one.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Signals that `hurdle run` hands on to its program.
+const FORWARDED: &[i32] = &[os::SIGTERM, os::SIGHUP, os::SIGINT, os::SIGQUIT, os::SIGUSR1, os::SIGUSR2];
+
+type Answer<T> = oneshot::Sender<T>;
+
+/// What other threads ask of the loop, or tell it.
+pub(crate) enum Ask {
+    Info(Answer<EnvInfo>),
+    Lookup { interface: String, peer: Peer, answer: Answer<Result<OwnedFd, Refused>> },
+    Swap { interface: String, spec: Spec, answer: Answer<Result<Swapped, Refused>> },
+    Wait(Answer<i32>),
+    End(Answer<()>),
+    Put { interface: String, entry: Stored, answer: Answer<Result<(), Refused>> },
+    Remove { interface: String, key: String, answer: Answer<()> },
+    /// The borrower of this number has answered `borrow`.
+    Borrowed { borrower: u64, result: Result<(), CallError> },
+    /// The holder of the right with this successor has answered `give_back`, or is late.
+    Returned { successor: u64 },
+}
+
+/// Where to post to the loop.
+#[derive(Clone)]
+pub(crate) struct Mailbox {
+    sender: Sender<Ask>,
+    bell: Arc<Event>,
+}
+
+impl Mailbox {
+    pub(crate) fn post(&self, ask: Ask) {
+        if self.sender.send(ask).is_ok() {
+            self.bell.ring();
+        }
+    }
+}
+
+/// What an fd in the poll set stands for.
+#[derive(Clone, Copy)]
+enum Source {
+    Signal,
+    Status,
+    Mail,
+    Control,
+    /// A trap or a client's message for right N, which nobody serves.
+    Activate(usize),
+    /// The holder of right N has ended.
+    Ended(usize),
+    /// It wrote to its standard error.
+    Stderr(usize),
+    /// Client M of right N has hung up.
+    HungUp(usize, usize),
+}
+
+pub(crate) struct Env {
+    name: String,
+    command: String,
+    started: Instant,
+    /// The program has a process group of its own, in the foreground of the terminal.
+    foreground: bool,
+    launched: Launched,
+    init: Arc<init::Client>,
+    status: File,
+    signals: Signals,
+    listener: OwnedFd,
+    mailbox: Mailbox,
+    mail: Receiver<Ask>,
+    rights: Vec<Right>,
+    policy: Box<dyn Policy>,
+    waiters: Vec<Answer<i32>>,
+    borrowers: u64,
+    /// `hurdle kill` has ended it.
+    ending: bool,
+    /// Swaps answered once the successor has borrowed: by its number.
+    swaps: HashMap<u64, (Answer<Result<Swapped, Refused>>, Swapped, Instant)>,
+}
+
+impl Env {
+    pub(crate) fn launch(setup: Setup) -> Result<Env, Error> {
+        let system = |what: &'static str| move |e| Error::System(what, e);
+        let name = match setup.name {
+            Some(name) => name,
+            None => format!("run-{}", std::process::id()),
+        };
+        let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
+            return Err(Error::BadName(name));
+        }
+        let listener = control::listen(&name).map_err(|e| match e.kind() {
+            io::ErrorKind::AddrInUse => Error::NameTaken(name.clone()),
+            _ => Error::System("the control socket can't be made", e),
+        })?;
+        let command = setup.start.argv.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let foreground = setup.start.group == Group::Foreground;
+        let signals = Signals::block(FORWARDED).map_err(system("signals can't be taken over"))?;
+        let mut launched = launch::launch(&setup.plan, setup.start)?;
+
+        let mut attachments = Vec::new();
+        if let Some(trap) = launched.trap.take() {
+            let ledger = Ledger::create().map_err(system("no memory for trapped calls"))?;
+            attachments.push(("trap".to_string(), trap));
+            attachments.push(("ledger".to_string(), ledger));
+        }
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(system("out of fds"));
+        let mut rights = Vec::new();
+        for (interface, spec) in setup.rights {
+            let lent = match interface.as_str() {
+                "net" => std::mem::take(&mut attachments),
+                _ => vec![("pidfd".to_string(), copy(&launched.init.pidfd)?)],
+            };
+            rights.push(Right::new(&interface, spec, lent));
+        }
+        let init = Arc::new(init::Client::from(Channel::from(copy(&launched.control)?)));
+        let status = File::from(copy(&launched.status)?);
+        let (sender, mail) = channel();
+        let bell = Arc::new(Event::new().map_err(system("no eventfd"))?);
+        Ok(Env {
+            name,
+            command,
+            started: Instant::now(),
+            foreground,
+            launched,
+            init,
+            status,
+            signals,
+            listener,
+            mailbox: Mailbox { sender, bell },
+            mail,
+            rights,
+            policy: setup.policy,
+            waiters: Vec::new(),
+            borrowers: 0,
+            ending: false,
+            swaps: HashMap::new(),
+        })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn serve(mut self) -> Result<Status, Error> {
+        let status = loop {
+            if let Some(status) = self.turn()? {
+                break status;
+            }
+        };
+        self.take_down(status);
+        match status {
+            Some(status) => Ok(status),
+            None if self.ending => Ok(Status(os::SIGKILL)),
+            None => Err(self.launched.failure()),
+        }
+    }
+
+    /// Waits for the next thing to happen, and deals with it. The outer `Some`: the environment is over; the inner one: its
+    /// first program's last status, `None` if pid 1 was ended before.
+    fn turn(&mut self) -> Result<Option<Option<Status>>, Error> {
+        let (sources, fds) = self.watched();
+        let ready = process::poll(&fds, self.deadline()).map_err(|e| Error::System("poll", e))?;
+        let happened: Vec<Source> = sources.into_iter().zip(ready).filter(|(_, r)| *r).map(|(s, _)| s).collect();
+        for source in happened {
+            match source {
+                Source::Signal => self.forward_signals(),
+                Source::Status => {
+                    let next = launch::next_status(&mut self.status).map_err(|e| Error::System("the status pipe", e))?;
+                    match next.map(Status::state) {
+                        None => return Ok(Some(None)),
+                        Some(State::Exited(_) | State::Killed(_)) => return Ok(Some(next)),
+                        Some(State::Stopped(_)) if self.foreground => self.stop(),
+                        Some(_) => {}
+                    }
+                }
+                Source::Mail => {
+                    self.mailbox.bell.clear();
+                    while let Ok(ask) = self.mail.try_recv() {
+                        self.answer(ask);
+                    }
+                }
+                Source::Control => self.admit(),
+                Source::Activate(n) => self.lend(n),
+                Source::Ended(n) => self.server_ended(n),
+                Source::Stderr(n) => _ = self.rights[n].drain_stderr(),
+                Source::HungUp(n, m) => {
+                    // Indices shift: one at a time, the rest at the next turn.
+                    let clients = &mut self.rights[n].clients;
+                    if clients.get(m).is_some_and(|c| seqpacket::hung_up(c.channel.as_fd())) {
+                        clients.swap_remove(m);
+                    }
+                }
+            }
+        }
+        let now = Instant::now();
+        for n in 0..self.rights.len() {
+            if matches!(self.rights[n].holder, Holder::BackOff(until) if until <= now) {
+                self.rights[n].left();
+                // Traps that the dead server had received wait for an answer: somebody must come at once.
+                if self.rights[n].trap().is_some() || !self.rights[n].clients.is_empty() {
+                    self.lend(n);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn watched(&self) -> (Vec<Source>, Vec<(BorrowedFd<'_>, Until)>) {
+        let mut sources = vec![Source::Signal, Source::Status, Source::Mail, Source::Control];
+        let mut fds = vec![
+            (self.signals.as_fd(), Until::Readable),
+            (self.status.as_fd(), Until::Readable),
+            (self.mailbox.bell.as_fd(), Until::Readable),
+            (self.listener.as_fd(), Until::Readable),
+        ];
+        let mut watch = |source, fd, until| {
+            sources.push(source);
+            fds.push((fd, until));
+        };
+        for (n, right) in self.rights.iter().enumerate() {
+            if let Holder::Lent(borrower) = &right.holder {
+                // What it wrote before its end is heard first.
+                watch(Source::Stderr(n), borrower.stderr.as_fd(), Until::Readable);
+                watch(Source::Ended(n), borrower.pidfd.as_fd(), Until::Readable);
+            }
+            if right.waits()
+                && let Some(trap) = right.trap()
+            {
+                watch(Source::Activate(n), trap.as_fd(), Until::Readable);
+            }
+            for (m, client) in right.clients.iter().enumerate() {
+                watch(Source::HungUp(n, m), client.channel.as_fd(), Until::Ended);
+                if right.waits() {
+                    watch(Source::Activate(n), client.channel.as_fd(), Until::Readable);
+                }
+            }
+        }
+        (sources, fds)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let waits = self.rights.iter().filter_map(|right| match right.holder {
+            Holder::BackOff(until) => Some(until),
+            _ => None,
+        });
+        waits.min()
+    }
+
+    fn new_borrower(&mut self, n: usize, spec: &Spec) -> Result<Borrower, String> {
+        let command = self.policy.server(&self.rights[n].interface, spec)?;
+        self.borrowers += 1;
+        Borrower::start(self.borrowers, &command)
+            .map_err(|e| format!("{} can't be started: {e}", command.file.to_string_lossy()))
+    }
+
+    /// Lends right `n` to a new server, if nobody holds it.
+    fn lend(&mut self, n: usize) {
+        if !self.rights[n].waits() {
+            return;
+        }
+        let spec = self.rights[n].spec.clone();
+        match self.new_borrower(n, &spec) {
+            Ok(borrower) => {
+                self.rights[n].holder = Holder::Lent(borrower);
+                self.hand_over(n);
+            }
+            Err(why) => self.lost(n, why),
+        }
+    }
+
+    /// Sends the holder of right `n` all that comes with it.
+    fn hand_over(&mut self, n: usize) {
+        let Holder::Lent(borrower) = &self.rights[n].holder else { return };
+        let (id, boot) = (borrower.id, borrower.boot.clone());
+        let granted = seqpacket::pair().and_then(|(ours, theirs)| {
+            control::serve_store(ours, &self.rights[n].interface, self.mailbox.clone());
+            let mut grant = self.rights[n].grant(&self.name, theirs)?;
+            if self.rights[n].interface == "proc" {
+                grant.attachments.push(("init".into(), self.channel_to_init()?));
+            }
+            Ok(grant)
+        });
+        let mailbox = self.mailbox.clone();
+        match granted {
+            Ok(grant) => {
+                let _ = std::thread::spawn(move || {
+                    let result = boot.borrow(grant).deadline(PATIENCE).wait();
+                    mailbox.post(Ask::Borrowed { borrower: id, result });
+                });
+            }
+            Err(e) => self.lost(n, format!("the right can't be lent: {e}")),
+        }
+    }
+
+    /// A channel of its own to init, whose replies nobody else reads.
+    fn channel_to_init(&self) -> io::Result<Fd> {
+        let (ours, theirs) = seqpacket::pair()?;
+        self.init.connect(Fd::from(ours)).deadline(PATIENCE).wait().map_err(io::Error::other)?;
+        Ok(Fd::from(theirs))
+    }
+
+    /// The holder of right `n` has ended, or could not take it.
+    fn lost(&mut self, n: usize, why: String) {
+        self.rights[n].died(why);
+        if let Holder::Failed { reason, .. } = &self.rights[n].holder {
+            let interface = &self.rights[n].interface;
+            eprintln!(
+                "hurdle: the {interface} server of {} failed: {reason}; `hurdle ls {0}` shows its last words, `hurdle swap {0} \
+                 {interface}=…` replaces it",
+                self.name
+            );
+        }
+    }
+
+    fn server_ended(&mut self, n: usize) {
+        let right = &mut self.rights[n];
+        let Holder::Lent(borrower) = &right.holder else { return };
+        let Ok(Some((_, status))) = process::try_wait(Some(borrower.pid)) else { return };
+        if let Some((answer, _, _)) = self.swaps.remove(&borrower.id) {
+            let _ = answer.send(Err(Refused::new(os::EIO, "the new server died before it served")));
+        }
+        if status == Status::exit(0) && borrower.ready {
+            right.left();
+            return;
+        }
+        let mut why = match status.state() {
+            State::Killed(signal) => format!("killed by signal {signal}"),
+            _ => format!("exit status {}", status.shell_code()),
+        };
+        if let Some(words) = right.last_words() {
+            why = format!("{why}; it said: {words}");
+        }
+        self.lost(n, why);
+    }
+
+    fn find(&self, interface: &str) -> Result<usize, Refused> {
+        self.rights.iter().position(|right| right.interface == interface).ok_or_else(|| {
+            let names: Vec<&str> = self.rights.iter().map(|right| right.interface.as_str()).collect();
+            Refused::new(os::ENOENT, format!("no interface {interface:?} here; there is {}", names.join(", ")))
+        })
+    }
+
+    fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Info(answer) => _ = answer.send(self.info()),
+            Ask::Lookup { interface, peer, answer } => {
+                let result = self.find(&interface).and_then(|n| self.rights[n].connect(peer));
+                let _ = answer.send(result);
+            }
+            Ask::Swap { interface, spec, answer } => self.swap(&interface, spec, answer),
+            Ask::Wait(answer) => self.waiters.push(answer),
+            Ask::End(answer) => {
+                self.ending = true;
+                let _ = process::signal(&self.launched.init.pidfd, os::SIGKILL);
+                let _ = answer.send(());
+            }
+            Ask::Put { interface, entry, answer } => {
+                let _ = answer.send(self.find(&interface).and_then(|n| Ok(self.rights[n].put(entry)?)));
+            }
+            Ask::Remove { interface, key, answer } => {
+                if let Ok(n) = self.find(&interface) {
+                    self.rights[n].remove(&key);
+                }
+                let _ = answer.send(());
+            }
+            Ask::Borrowed { borrower, result } => self.borrowed(borrower, result),
+            Ask::Returned { successor } => self.returned(successor),
+        }
+    }
+
+    fn borrowed(&mut self, id: u64, result: Result<(), CallError>) {
+        let held = |right: &Right| matches!(&right.holder, Holder::Lent(b) if b.id == id);
+        let Some(n) = self.rights.iter().position(held) else { return };
+        let swap = self.swaps.remove(&id);
+        match result {
+            Ok(()) => {
+                if let Holder::Lent(borrower) = &mut self.rights[n].holder {
+                    borrower.ready = true;
+                }
+                if let Some((answer, mut swapped, paused)) = swap {
+                    swapped.pause_us = u64::try_from(paused.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    let _ = answer.send(Ok(swapped));
+                }
+            }
+            Err(e) => {
+                if let Some((answer, _, _)) = swap {
+                    let _ = answer.send(Err(Refused::new(os::EIO, format!("the new server did not take the right: {e}"))));
+                }
+                // If it died, its end says more; if it lives, it is of no use.
+                if !matches!(e, CallError::Dead) {
+                    self.lost(n, e.to_string());
+                }
+            }
+        }
+    }
+
+    /// Starts the successor; once it is up, asks the holder to return the right.
+    fn swap(&mut self, interface: &str, to: Spec, answer: Answer<Result<Swapped, Refused>>) {
+        let checked = self.find(interface).and_then(|n| {
+            let right = &self.rights[n];
+            if right.swap.is_some() {
+                return Err(Refused::new(os::EBUSY, "another swap is under way; try again"));
+            }
+            let invalid = |why| Refused::new(os::EINVAL, why);
+            self.policy.may_swap(interface, &right.spec, &to, right.trap().is_some()).map_err(invalid)?;
+            if !matches!(right.holder, Holder::Lent(_)) {
+                return Ok((n, None));
+            }
+            self.new_borrower(n, &to).map(|successor| (n, Some(successor))).map_err(invalid)
+        });
+        match checked {
+            Err(refused) => _ = answer.send(Err(refused)),
+            Ok((n, None)) => _ = answer.send(Ok(self.rights[n].replace(to))),
+            Ok((n, Some(successor))) => {
+                let Holder::Lent(holder) = &self.rights[n].holder else { return };
+                let (id, up, old, mailbox) = (successor.id, successor.boot.clone(), holder.boot.clone(), self.mailbox.clone());
+                self.rights[n].begin_swap(to, successor, answer);
+                std::thread::spawn(move || {
+                    // Whether it answers or not, the predecessor must return the right before it is lent again.
+                    let _ = hurdle_wire::describe(up.connection());
+                    let _ = old.give_back().deadline(PATIENCE).wait();
+                    mailbox.post(Ask::Returned { successor: id });
+                });
+            }
+        }
+    }
+
+    fn returned(&mut self, successor: u64) {
+        let waits = |right: &Right| right.swap.as_ref().is_some_and(|swap| swap.successor.id == successor);
+        let Some(n) = self.rights.iter().position(waits) else { return };
+        if let Some((old, answer, swapped, paused)) = self.rights[n].pass_on() {
+            self.swaps.insert(successor, (answer, swapped, paused));
+            drop(old);
+        }
+        self.hand_over(n);
+    }
+
+    fn info(&self) -> EnvInfo {
+        EnvInfo {
+            name: self.name.clone(),
+            parent: "host".into(),
+            core: i32::try_from(std::process::id()).unwrap_or(0),
+            init: self.launched.init.pid,
+            up_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            command: self.command.clone(),
+            rights: self.rights.iter().map(Right::info).collect(),
+        }
+    }
+
+    fn admit(&mut self) {
+        while let Ok(Some(socket)) = hurdle_sys::abstract_socket::accept(&self.listener) {
+            if let Ok(Some(peer)) = control::admit(&socket) {
+                control::serve(socket, peer, self.mailbox.clone(), self.init.clone());
+            }
+        }
+    }
+
+    fn forward_signals(&mut self) {
+        while let Ok(Some((signal, from_terminal))) = self.signals.next() {
+            // A terminal's signal has reached a program of our own process group already.
+            if !from_terminal || self.foreground {
+                let _ = self.init.signal(0, signal).deadline(PATIENCE).wait();
+            }
+        }
+    }
+
+    /// The program in the foreground has stopped: so does `hurdle run`, for the shell that started it; then both go on.
+    fn stop(&mut self) {
+        let stdin = io::stdin();
+        let _ = tty::set_foreground(&stdin, 0);
+        process::stop_self();
+        if tty::in_foreground(&stdin) {
+            let _ = self.init.foreground().deadline(PATIENCE).wait();
+        } else {
+            let _ = self.init.signal(0, os::SIGCONT).deadline(PATIENCE).wait();
+        }
+    }
+
+    /// Ends what is left, servers first, and waits for the end of pid 1, which is the end of all others inside.
+    fn take_down(&mut self, status: Option<Status>) {
+        if self.foreground {
+            let _ = tty::set_foreground(io::stdin(), 0);
+        }
+        self.rights.clear();
+        let _ = process::signal(&self.launched.init.pidfd, os::SIGKILL);
+        let _ = process::wait(Some(self.launched.init.pid));
+        if !self.waiters.is_empty() {
+            let raw = status.unwrap_or(Status(os::SIGKILL)).0;
+            for waiter in self.waiters.drain(..) {
+                let _ = waiter.send(raw);
+            }
+            // Their threads write the answers.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Init: pid 1 of an environment, the core's only hand inside. It sets the place up, starts the first program, reaps, and
+//! serves the `init` interface from the moment somebody asks.
+//!
+//! It is a copy of the core made by clone3(2), single-threaded until its first caller; it never makes a trapped call after
+//! the filter is in place, since nobody could answer it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use hurdle_proto::init::{self, Group, Program};
+use hurdle_proto::plan::{MapWriter, MountStep, Plan};
+use hurdle_sys::ns::{self, Ids};
+use hurdle_sys::process::{self, Launch, Signals, State, Status, Until};
+use hurdle_sys::seccomp::{Filter, ListenerFlags};
+use hurdle_sys::{mount, seqpacket, tty};
+use hurdle_wire::{Channel, Context, Fd, Refused, ServeOptions};
+
+use crate::os;
+
+/// What the core says before the new namespace has its maps; the core then writes them and answers.
+pub(crate) const GO: &[u8] = b"g";
+/// What init says once the environment stands; the fd of the trapped calls comes along, if there are any.
+pub(crate) const READY: u8 = b'r';
+/// What init says once its first program's exec has succeeded.
+pub(crate) const STARTED: u8 = b's';
+/// What init says once that exec has failed; the exit code that shells have for it follows, then a text.
+pub(crate) const NOT_RUN: u8 = b'n';
+/// What init says if it can't go on; a text follows.
+pub(crate) const FAILED: u8 = b'f';
+
+/// All that init needs, gathered by the core before the clone.
+pub(crate) struct Inside<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) filter: Option<Filter>,
+    /// First the few words above, then the channel of the `init` interface.
+    pub(crate) control: OwnedFd,
+    pub(crate) program: Launch,
+    /// For messages.
+    pub(crate) program_name: String,
+    pub(crate) status: OwnedFd,
+    /// Whether the core waits for [`STARTED`].
+    pub(crate) report_start: bool,
+}
+
+/// Runs as pid 1 until the first program ends. Returns the exit code of init itself.
+pub(crate) fn run(inside: Inside<'_>) -> i32 {
+    match set_up(&inside) {
+        Ok(trap) => {
+            // Said even where nobody is trapped: it is the proof that the set-up is over.
+            if trap.is_some() && say(&inside.control, &[READY], trap.as_ref()).is_err() {
+                return 1;
+            }
+        }
+        Err(why) => {
+            let mut text = vec![FAILED];
+            text.extend_from_slice(why.as_bytes());
+            let _ = say(&inside.control, &text, None);
+            return 1;
+        }
+    }
+    live(inside)
+}
+
+fn say(control: &OwnedFd, bytes: &[u8], fd: Option<&OwnedFd>) -> io::Result<()> {
+    let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
+    seqpacket::send(control.as_fd(), bytes, &fds, true)
+}
+
+/// Makes the environment stand, in the order that the kernel wants: ids, network, files, filter.
+fn set_up(inside: &Inside<'_>) -> Result<Option<OwnedFd>, String> {
+    let plan = inside.plan;
+    let at = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
+    if plan.ids.writer == MapWriter::Itself {
+        ns::deny_setgroups(None).map_err(at("setgroups can't be given up"))?;
+        ns::write_map(None, Ids::Users, &plan.ids.users).map_err(at("the map of user ids was refused"))?;
+        ns::write_map(None, Ids::Groups, &plan.ids.groups).map_err(at("the map of group ids was refused"))?;
+    } else {
+        let mut word = Vec::with_capacity(GO.len());
+        seqpacket::receive(inside.control.as_fd(), &mut word).map_err(at("the core is gone"))?;
+        if word != GO {
+            return Err("the core is gone".into());
+        }
+    }
+    // Only now: a change of credentials clears it.
+    ns::die_with_parent().map_err(at("PR_SET_PDEATHSIG"))?;
+    if plan.loopback {
+        ns::loopback_up().map_err(at("the loopback interface can't be brought up"))?;
+    }
+    if let Some(name) = &plan.host_name {
+        ns::set_hostname(name).map_err(at("the host name was refused"))?;
+    }
+    files(plan)?;
+    if !plan.setuid {
+        ns::no_new_privileges().map_err(at("PR_SET_NO_NEW_PRIVS"))?;
+    }
+    match &inside.filter {
+        None => Ok(None),
+        Some(filter) => filter.install(ListenerFlags::default()).map(Some).map_err(|e| {
+            format!("system calls can't be trapped (seccomp user notification): {e}; `hurdle doctor` tells what is missing")
+        }),
+    }
+}
+
+fn files(plan: &Plan) -> Result<(), String> {
+    let root = plan.root.as_deref();
+    if let Some(root) = root {
+        mount::bind(root, root).map_err(|e| format!("{} can't be made a root: {e}", root.display()))?;
+    }
+    for step in &plan.mounts {
+        take(step, root).map_err(|(what, e)| {
+            let hint = if what.starts_with("proc") && e.raw_os_error() == Some(os::EPERM) {
+                "; part of the host's own /proc is hidden (a container?): `hurdle doctor` tells more"
+            } else {
+                ""
+            };
+            format!("{what}: {e}{hint}")
+        })?;
+    }
+    match root {
+        None => Ok(()),
+        Some(root) => mount::pivot(root).map_err(|e| format!("{} can't become /: {e}", root.display())),
+    }
+}
+
+fn take(step: &MountStep, root: Option<&Path>) -> Result<(), (String, io::Error)> {
+    let below = |path: &PathBuf| match root {
+        None => path.clone(),
+        Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
+    };
+    match step {
+        MountStep::Instance { kind, target, options } => {
+            let place = below(target);
+            let done = if root.is_some() { make_dir(&place) } else { Ok(()) };
+            done.and_then(|()| mount::instance(kind, &place, options))
+                .map_err(|e| (format!("{kind} can't be mounted on {}", target.display()), e))
+        }
+        MountStep::Bind { source, target } => {
+            let place = below(target);
+            let made = if source.is_dir() { make_dir(&place) } else { make_file(&place) };
+            made.and_then(|()| mount::bind(source, &place))
+                .map_err(|e| (format!("{} can't be shown at {}", source.display(), target.display()), e))
+        }
+        MountStep::Symlink { text, target } => std::os::unix::fs::symlink(text, below(target))
+            .map_err(|e| (format!("the link {} can't be made", target.display()), e)),
+    }
+}
+
+fn make_dir(place: &Path) -> io::Result<()> {
+    if place.is_dir() { Ok(()) } else { std::fs::create_dir_all(place) }
+}
+
+fn make_file(place: &Path) -> io::Result<()> {
+    if place.exists() { Ok(()) } else { File::create(place).map(|_| ()) }
+}
+
+/// Whose status goes where.
+type Watched = Arc<Mutex<HashMap<i32, File>>>;
+
+/// Starts the first program, then reaps and serves until it ends.
+fn live(inside: Inside<'_>) -> i32 {
+    let Ok(signals) = Signals::block(&[os::SIGCHLD]) else { return 1 };
+    let mut first_status = File::from(inside.status);
+    let first = match inside.program.start() {
+        Ok(pid) => pid,
+        Err(e) => {
+            let (code, why) = os::exec_failure(&e);
+            if inside.report_start {
+                let _ = say(&inside.control, &[&[NOT_RUN, code], why.as_bytes()].concat(), None);
+            } else {
+                eprintln!("hurdle: {}: {why}", inside.program_name);
+            }
+            let _ = first_status.write_all(&Status::exit(code).0.to_ne_bytes());
+            return 0;
+        }
+    };
+    if inside.report_start && say(&inside.control, &[STARTED], None).is_err() {
+        return 1;
+    }
+    let watched: Watched = Arc::default();
+    let mut control = Some(inside.control);
+    loop {
+        let mut fds = vec![(signals.as_fd(), Until::Readable)];
+        fds.extend(control.iter().map(|c| (c.as_fd(), Until::Readable)));
+        let Ok(ready) = process::poll(&fds, None) else { return 1 };
+        let asked = ready.get(1) == Some(&true);
+        if asked && let Some(control) = control.take() {
+            let watched = watched.clone();
+            serve(control, Arc::new_cyclic(|me| Hand { first, watched, me: me.clone() }));
+        }
+        while let Ok(Some(_)) = signals.next() {}
+        while let Ok(Some((pid, status))) = process::try_wait(None) {
+            let ended = matches!(status.state(), State::Exited(_) | State::Killed(_));
+            if pid == first {
+                let _ = first_status.write_all(&status.0.to_ne_bytes());
+                if ended {
+                    // The kernel ends all others with pid 1.
+                    return 0;
+                }
+            } else {
+                report(&watched, pid, status, ended);
+            }
+        }
+    }
+}
+
+fn report(watched: &Watched, pid: i32, status: Status, ended: bool) {
+    let mut watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pipe) = watched.get_mut(&pid) {
+        let _ = pipe.write_all(&status.0.to_ne_bytes());
+    }
+    if ended {
+        watched.remove(&pid);
+    }
+}
+
+/// From now on a thread answers the core. When its channel ends the core is gone, and the environment with it.
+fn serve(control: OwnedFd, hand: Arc<Hand>) {
+    std::thread::spawn(move || {
+        answer(control, hand);
+        std::process::exit(1);
+    });
+}
+
+fn answer(channel: OwnedFd, hand: Arc<Hand>) {
+    let _ = hurdle_wire::serve(&Channel::from(channel), &init::init::service(hand).into(), &ServeOptions::default());
+}
+
+struct Hand {
+    first: i32,
+    watched: Watched,
+    me: Weak<Hand>,
+}
+
+impl init::init::Server for Hand {
+    async fn spawn(&self, _: &Context, program: Program) -> Result<i32, Refused> {
+        let (launch, status) = prepare(program)?;
+        // Held over the start, so that a child that ends at once finds its pipe.
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let pid = launch.start()?;
+        watched.insert(pid, File::from(status));
+        Ok(pid)
+    }
+
+    async fn signal(&self, _: &Context, pid: i32, signal: i32) -> Result<(), Refused> {
+        let pid = if pid == 0 { self.first } else { pid };
+        if pid == -1 || pid == 1 {
+            return Err(Refused::new(os::EPERM, "pid 1 and \"everybody\" are not to be signalled; `hurdle kill` ends it all"));
+        }
+        Ok(process::kill(pid, signal)?)
+    }
+
+    async fn foreground(&self, _: &Context) -> Result<(), Refused> {
+        tty::set_foreground(io::stdin(), self.first)?;
+        Ok(process::kill(-self.first, os::SIGCONT)?)
+    }
+
+    async fn set_host_name(&self, _: &Context, name: String) -> Result<(), Refused> {
+        Ok(ns::set_hostname(&name)?)
+    }
+
+    async fn host_name(&self, _: &Context) -> Result<String, Refused> {
+        Ok(ns::hostname()?)
+    }
+
+    async fn connect(&self, _: &Context, channel: Fd) -> Result<(), Refused> {
+        let hand = self.me.upgrade().ok_or_else(|| Refused::new(os::ESRCH, "ending"))?;
+        let channel = channel.into_owned()?;
+        std::thread::spawn(move || answer(channel, hand));
+        Ok(())
+    }
+}
+
+fn prepare(program: Program) -> Result<(Launch, OwnedFd), Refused> {
+    let argv: Vec<_> = program.argv.into_iter().map(os::string).collect();
+    let env: Vec<_> = program.env.into_iter().map(|(k, v)| (os::string(k), os::string(v))).collect();
+    let group = match program.group {
+        Group::Inherit => process::Group::Inherit,
+        Group::Foreground => process::Group::Foreground,
+        Group::Session => process::Group::Session,
+        Group::Terminal => process::Group::Terminal,
+    };
+    let [input, output, errors] = program.stdio;
+    let stdio = [input.into_owned()?, output.into_owned()?, errors.into_owned()?];
+    let mut launch = Launch::new(&argv, &env, stdio)?.group(group);
+    launch = launch.cwd(&os::string(program.cwd))?;
+    for (number, fd) in program.fds {
+        if !(3..256).contains(&number) {
+            return Err(Refused::new(os::EINVAL, format!("fd {number} can't be handed down: 3 to 255 can")));
+        }
+        launch = launch.fd(fd.into_owned()?, number);
+    }
+    Ok((launch, program.status.into_owned()?))
+}

@@ -1,0 +1,189 @@
+//! The launch of an environment: clone init, write its id maps, take over its trapped calls.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use hurdle_proto::plan::{IdMap, MapWriter, Plan};
+use hurdle_sys::ns::{self, Extent, Ids, Init};
+use hurdle_sys::process::{self, Group, Launch, Until};
+use hurdle_sys::seccomp::Filter;
+use hurdle_sys::seqpacket;
+
+use crate::Error;
+use crate::inside::{self, FAILED, GO, Inside, NOT_RUN, READY, STARTED};
+
+/// The first program of an environment.
+#[derive(Debug)]
+pub struct Start {
+    /// Its arguments; the first is looked up in `PATH` of `env`.
+    pub argv: Vec<OsString>,
+    /// Its environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Its working directory.
+    pub cwd: OsString,
+    /// Its place among sessions and groups.
+    pub group: Group,
+    /// Fds that it gets besides the standard three, under their own numbers.
+    pub fds: Vec<i32>,
+    /// Whether to wait until its exec has succeeded.
+    pub confirm: bool,
+}
+
+/// An environment that stands.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) init: Init,
+    /// From here on the channel of the `init` interface.
+    pub(crate) control: OwnedFd,
+    /// Statuses of the first program.
+    pub(crate) status: OwnedFd,
+    /// The listener of the trapped calls.
+    pub(crate) trap: Option<OwnedFd>,
+}
+
+/// Makes the environment and starts its first program. The caller has one thread.
+pub(crate) fn launch(plan: &Plan, start: Start) -> Result<Launched, Error> {
+    let system = |what: &'static str| move |e: io::Error| Error::System(what, e);
+    let filter = match plan.traps.as_slice() {
+        [] => None,
+        rules => Some(Filter::new(rules).map_err(system("the filter of the trapped calls can't be built"))?),
+    };
+    let name = start.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
+    let program = prepare(&start).map_err(|e| Error::Program(name.clone(), e))?;
+    let (control, inner) = seqpacket::pair().map_err(system("no socket pair"))?;
+    let (status, inner_status) = process::pipe().map_err(system("no pipe"))?;
+    let traps = filter.is_some();
+    let confirm = start.confirm;
+    let inside = Inside {
+        plan,
+        filter,
+        control: inner,
+        program,
+        program_name: name,
+        status: inner_status,
+        report_start: confirm,
+    };
+    let mut inside = Some(inside);
+    let init = ns::clone_init(plan.namespaces, || inside.take().map_or(1, inside::run)).map_err(Error::Namespaces)?;
+    // This copy of init's ends must go: their last close is how an end is seen.
+    drop(inside);
+
+    if plan.ids.writer != MapWriter::Itself {
+        write_maps(&plan.ids, init.pid)?;
+        // A failure shows as the report of init, or as its end.
+        let _ = seqpacket::send(control.as_fd(), GO, &[], true);
+    }
+    let mut launched = Launched { init, control, status, trap: None };
+    if traps {
+        launched.trap = launched.report(READY)?;
+    }
+    if confirm {
+        launched.report(STARTED)?;
+    }
+    Ok(launched)
+}
+
+fn prepare(start: &Start) -> io::Result<Launch> {
+    let own = |fd: i32| process::duplicate(fd);
+    let stdio = [own(0)?, own(1)?, own(2)?];
+    let mut launch = Launch::new(&start.argv, &start.env, stdio)?.group(start.group).cwd(&start.cwd)?;
+    for &fd in &start.fds {
+        let duplicate = own(fd).map_err(|e| io::Error::new(e.kind(), format!("fd {fd} is not open")))?;
+        launch = launch.fd(duplicate, fd);
+    }
+    Ok(launch)
+}
+
+impl Launched {
+    /// Waits for a word of init, and the fd that comes with it. No word and no status: it died.
+    fn report(&self, word: u8) -> Result<Option<OwnedFd>, Error> {
+        let mut bytes = Vec::with_capacity(4096);
+        // The status pipe says if init ends without a word.
+        let fds = [(self.control.as_fd(), Until::Readable), (self.status.as_fd(), Until::Readable)];
+        let ready = loop {
+            let ready = process::poll(&fds, None).map_err(|e| Error::System("poll", e))?;
+            if ready.contains(&true) {
+                break ready;
+            }
+        };
+        if !ready[0] {
+            // Init ended without a word.
+            return Ok(None);
+        }
+        let received = seqpacket::receive(self.control.as_fd(), &mut bytes).map_err(|e| Error::System("init is gone", e))?;
+        match bytes.split_first() {
+            Some((&first, _)) if first == word => Ok(received.fds.into_iter().next()),
+            Some((&NOT_RUN, [code, text @ ..])) => {
+                Err(Error::Exec { code: *code, why: String::from_utf8_lossy(text).into_owned() })
+            }
+            Some((&FAILED, text)) => Err(Error::SetUp(String::from_utf8_lossy(text).into_owned())),
+            _ => Err(Error::SetUp("init ended before the environment stood".into())),
+        }
+    }
+
+    /// Why init ended without a status, if it said so.
+    pub(crate) fn failure(&self) -> Error {
+        match self.report(FAILED) {
+            Err(error) => error,
+            Ok(_) => Error::SetUp("init ended before the environment stood".into()),
+        }
+    }
+}
+
+fn write_maps(ids: &IdMap, pid: i32) -> Result<(), Error> {
+    match ids.writer {
+        MapWriter::Itself => Ok(()),
+        MapWriter::Core => [(Ids::Users, &ids.users), (Ids::Groups, &ids.groups)]
+            .into_iter()
+            .try_for_each(|(which, extents)| ns::write_map(Some(pid), which, extents))
+            .map_err(|e| Error::System("the id maps were refused", e)),
+        MapWriter::Helper => {
+            // Side by side: each is an exec of a setuid program.
+            let users = helper("newuidmap", pid, &ids.users)?;
+            let groups = helper("newgidmap", pid, &ids.groups)?;
+            users.finish()?;
+            groups.finish()
+        }
+    }
+}
+
+struct Helper {
+    name: &'static str,
+    child: std::process::Child,
+}
+
+fn helper(name: &'static str, pid: i32, extents: &[Extent]) -> Result<Helper, Error> {
+    let numbers = extents.iter().flat_map(|e| [e.inside, e.outside, e.count]).map(|n| n.to_string());
+    let program = ["/usr/bin", "/bin", "/usr/local/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|p| p.exists());
+    let program = program.as_deref().map_or(OsStr::new(name), Path::as_os_str);
+    let child = Command::new(program).arg(pid.to_string()).args(numbers).stderr(Stdio::piped()).spawn();
+    Ok(Helper { name, child: child.map_err(|e| Error::System("newuidmap can't be run (package uidmap)", e))? })
+}
+
+impl Helper {
+    fn finish(mut self) -> Result<(), Error> {
+        let status = self.child.wait().map_err(|e| Error::System("newuidmap can't be waited for", e))?;
+        if status.success() {
+            return Ok(());
+        }
+        let mut said = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            let _ = stderr.read_to_string(&mut said);
+        }
+        Err(Error::SetUp(format!("{} refused the id map ({}); `--auth root,ids=one` needs no range", self.name, said.trim())))
+    }
+}
+
+/// The four bytes of each status that waits in a pipe; `None` at its end.
+pub(crate) fn next_status(pipe: &mut File) -> io::Result<Option<process::Status>> {
+    let mut word = [0; 4];
+    match pipe.read_exact(&mut word) {
+        Ok(()) => Ok(Some(process::Status(i32::from_ne_bytes(word)))),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(e) => Err(e),
+    }
+}

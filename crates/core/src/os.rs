@@ -1,0 +1,22 @@
+//! Small words of Linux that several modules of the core share.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+
+pub(crate) use hurdle_sys::process::numbers::*;
+
+/// Bytes from a message as a path or an argument.
+pub(crate) fn string(bytes: Vec<u8>) -> OsString {
+    OsString::from_vec(bytes)
+}
+
+/// The exit code and the words for a program that could not be run, as shells have them: 127 not found, 126 found but not
+/// to be run.
+pub fn exec_failure(error: &io::Error) -> (u8, String) {
+    match error.kind() {
+        io::ErrorKind::NotFound => (127, "no such program in the environment (is it in PATH, and below its root?)".into()),
+        io::ErrorKind::PermissionDenied => (126, "it is there but may not be executed (check its mode: chmod +x)".into()),
+        _ => (126, format!("it can't be executed: {error}")),
+    }
+}

@@ -1,0 +1,314 @@
+//! A receive right: who serves an interface of the environment at the moment, and what he was lent.
+//!
+//! The core owns the right, its attachments, its store and the servers' ends of its clients' channels; a server borrows
+//! duplicates of them. Starting a server, starting its successor after a death, and swapping it are the same act: lend to
+//! another process.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hurdle_proto::core::{RightInfo, RightState, Swapped};
+use hurdle_proto::server::{self, ClientChannel, Grant, Peer, Stored};
+use hurdle_proto::spec::Spec;
+use hurdle_sys::process::{self, Group, Launch};
+use hurdle_sys::seqpacket;
+use hurdle_wire::{Channel, Fd, Refused};
+use tokio::sync::oneshot;
+
+use crate::refuse::Refuser;
+use crate::{Command, os};
+
+/// Deaths in [`WINDOW`] after which nobody is started any more.
+const MAX_DEATHS: usize = 6;
+/// How long a death counts.
+const WINDOW: Duration = Duration::from_secs(10);
+/// How long to wait before each start after so many deaths in the window.
+const BACK_OFF: [Duration; MAX_DEATHS] = [
+    Duration::ZERO,
+    Duration::ZERO,
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+    Duration::from_millis(400),
+    Duration::from_millis(1000),
+];
+/// Lines of a server's standard error that are kept.
+const LINES: usize = 20;
+
+/// Who has the right.
+pub(crate) enum Holder {
+    /// Nobody: what arrives starts a server.
+    Nobody,
+    /// Nobody until then: the last ones died too soon.
+    BackOff(Instant),
+    /// This process.
+    Lent(Borrower),
+    /// Nobody, for this reason, until a swap. Trapped calls are refused.
+    Failed { reason: String, _refuser: Option<Refuser> },
+}
+
+/// A server process.
+pub(crate) struct Borrower {
+    /// Its number among the servers of this core.
+    pub(crate) id: u64,
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) boot: Arc<server::server::Client>,
+    pub(crate) stderr: File,
+    since: Instant,
+    /// It has answered `borrow`.
+    pub(crate) ready: bool,
+}
+
+/// A swap under way.
+pub(crate) struct Swap {
+    to: Spec,
+    pub(crate) successor: Borrower,
+    pub(crate) answer: oneshot::Sender<Result<Swapped, Refused>>,
+    /// Since when traffic waits.
+    pub(crate) paused: Instant,
+}
+
+/// A client of the right: the server's end of his channel, kept so that his messages wait while no server lives.
+pub(crate) struct Client {
+    pub(crate) peer: Peer,
+    pub(crate) channel: Channel,
+}
+
+pub(crate) struct Right {
+    pub(crate) interface: String,
+    pub(crate) spec: Spec,
+    pub(crate) holder: Holder,
+    pub(crate) attachments: Vec<(String, OwnedFd)>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) swap: Option<Swap>,
+    stored: BTreeMap<String, (Vec<u8>, Vec<OwnedFd>)>,
+    recent: VecDeque<Instant>,
+    deaths: u32,
+    swaps: u32,
+    stderr: VecDeque<String>,
+}
+
+impl Right {
+    pub(crate) fn new(interface: &str, spec: Spec, attachments: Vec<(String, OwnedFd)>) -> Right {
+        Right {
+            interface: interface.to_string(),
+            spec,
+            holder: Holder::Nobody,
+            attachments,
+            clients: Vec::new(),
+            swap: None,
+            stored: BTreeMap::new(),
+            recent: VecDeque::new(),
+            deaths: 0,
+            swaps: 0,
+            stderr: VecDeque::new(),
+        }
+    }
+
+    /// The fd on which programs' calls arrive by themselves, if this right has one.
+    pub(crate) fn trap(&self) -> Option<&OwnedFd> {
+        self.attachments.iter().find(|(name, _)| name == "trap").map(|(_, fd)| fd)
+    }
+
+    /// Whether the next message or trap should start a server.
+    pub(crate) fn waits(&self) -> bool {
+        matches!(self.holder, Holder::Nobody)
+    }
+
+    /// Everything a borrower gets; `core` is his end of a channel for the `store` interface.
+    pub(crate) fn grant(&self, env: &str, core: OwnedFd) -> io::Result<Grant> {
+        let copy = |fd: &OwnedFd| fd.try_clone().map(Fd::from);
+        let copies = |fds: &Vec<OwnedFd>| fds.iter().map(copy).collect::<io::Result<Vec<_>>>();
+        Ok(Grant {
+            interface: self.interface.clone(),
+            spec: self.spec.clone(),
+            env: env.to_string(),
+            attachments: self
+                .attachments
+                .iter()
+                .map(|(name, fd)| Ok((name.clone(), copy(fd)?)))
+                .collect::<io::Result<_>>()?,
+            store: self
+                .stored
+                .iter()
+                .map(|(key, (bytes, fds))| Ok(Stored { key: key.clone(), bytes: bytes.clone(), fds: copies(fds)? }))
+                .collect::<io::Result<_>>()?,
+            channels: self
+                .clients
+                .iter()
+                .map(|c| Ok(ClientChannel { peer: c.peer, channel: Fd::from(c.channel.as_fd().try_clone_to_owned()?) }))
+                .collect::<io::Result<_>>()?,
+            core: Fd::from(core),
+        })
+    }
+
+    /// Keeps what a server stores.
+    pub(crate) fn put(&mut self, entry: Stored) -> io::Result<()> {
+        let fds = entry.fds.into_iter().map(Fd::into_owned).collect::<io::Result<_>>()?;
+        self.stored.insert(entry.key, (entry.bytes, fds));
+        Ok(())
+    }
+
+    /// Forgets it.
+    pub(crate) fn remove(&mut self, key: &str) {
+        self.stored.remove(key);
+    }
+
+    /// A channel for one more client, his end returned; the holder learns of it.
+    pub(crate) fn connect(&mut self, peer: Peer) -> Result<OwnedFd, Refused> {
+        if let Holder::Failed { reason, .. } = &self.holder {
+            return Err(Refused::new(self.errno(), format!("the {} server has failed: {reason}", self.interface)));
+        }
+        let (ours, theirs) = seqpacket::pair()?;
+        let ours = Channel::from(ours);
+        if let Holder::Lent(borrower) = &self.holder
+            && borrower.ready
+        {
+            let channel = Fd::from(ours.as_fd().try_clone_to_owned()?);
+            let _ = borrower.boot.connect(ClientChannel { peer, channel }).wait();
+        }
+        self.clients.push(Client { peer, channel: ours });
+        Ok(theirs)
+    }
+
+    /// What callers get while the right is failed: the errno that a broken service of this kind gives.
+    fn errno(&self) -> i32 {
+        if self.interface == "net" { os::ENETDOWN } else { os::EIO }
+    }
+
+    /// Notes a death; says what comes next.
+    pub(crate) fn died(&mut self, why: String) {
+        let now = Instant::now();
+        self.deaths += 1;
+        self.recent.push_back(now);
+        while self.recent.front().is_some_and(|at| now.duration_since(*at) > WINDOW) {
+            self.recent.pop_front();
+        }
+        for client in &self.clients {
+            let _ = hurdle_wire::announce_death(&client.channel);
+        }
+        self.holder = match BACK_OFF.get(self.recent.len()) {
+            Some(pause) => Holder::BackOff(now + *pause),
+            None => {
+                self.clients.clear();
+                Holder::Failed { reason: why, _refuser: self.refuser() }
+            }
+        };
+    }
+
+    /// Who answers trapped calls while the right is failed.
+    fn refuser(&self) -> Option<Refuser> {
+        let attached = |name: &str| self.attachments.iter().find(|(n, _)| n == name)?.1.try_clone().ok();
+        Refuser::start(attached("trap")?, attached("ledger")?, self.errno()).ok()
+    }
+
+    /// A server left by itself: the next message or trap starts another.
+    pub(crate) fn left(&mut self) {
+        self.holder = Holder::Nobody;
+    }
+
+    /// Starts a swap: `successor` is up, the holder is about to return the right.
+    pub(crate) fn begin_swap(&mut self, to: Spec, successor: Borrower, answer: oneshot::Sender<Result<Swapped, Refused>>) {
+        self.swap = Some(Swap { to, successor, answer, paused: Instant::now() });
+    }
+
+    /// The right is back: from now on the successor's. The old holder is returned, to be ended.
+    pub(crate) fn pass_on(&mut self) -> Option<(Borrower, oneshot::Sender<Result<Swapped, Refused>>, Swapped, Instant)> {
+        let swap = self.swap.take()?;
+        let from = std::mem::replace(&mut self.spec, swap.to.clone());
+        self.swaps += 1;
+        self.recent.clear();
+        let old = std::mem::replace(&mut self.holder, Holder::Lent(swap.successor));
+        let swapped = Swapped { from, to: swap.to, pause_us: 0 };
+        match old {
+            Holder::Lent(borrower) => Some((borrower, swap.answer, swapped, swap.paused)),
+            _ => None,
+        }
+    }
+
+    /// Another kind, with nobody to hand over from.
+    pub(crate) fn replace(&mut self, to: Spec) -> Swapped {
+        let from = std::mem::replace(&mut self.spec, to.clone());
+        self.swaps += 1;
+        self.recent.clear();
+        self.holder = Holder::Nobody;
+        Swapped { from, to, pause_us: 0 }
+    }
+
+    /// Takes in what a server wrote to its standard error. False at its end.
+    pub(crate) fn read_stderr(lines: &mut VecDeque<String>, stderr: &mut File) -> bool {
+        let mut buffer = [0; 4096];
+        let got = stderr.read(&mut buffer).unwrap_or(0);
+        for line in String::from_utf8_lossy(&buffer[..got]).lines().filter(|line| !line.trim().is_empty()) {
+            if lines.len() == LINES {
+                lines.pop_front();
+            }
+            lines.push_back(line.to_string());
+        }
+        got > 0
+    }
+
+    /// Of the holder.
+    pub(crate) fn drain_stderr(&mut self) -> bool {
+        match &mut self.holder {
+            Holder::Lent(borrower) => Right::read_stderr(&mut self.stderr, &mut borrower.stderr),
+            _ => false,
+        }
+    }
+
+    /// The last line of standard error.
+    pub(crate) fn last_words(&self) -> Option<&str> {
+        self.stderr.back().map(String::as_str)
+    }
+
+    pub(crate) fn info(&self) -> RightInfo {
+        RightInfo {
+            interface: self.interface.clone(),
+            spec: self.spec.clone(),
+            state: match &self.holder {
+                Holder::Nobody => RightState::Idle,
+                Holder::BackOff(_) => RightState::Starting,
+                Holder::Lent(borrower) if !borrower.ready => RightState::Starting,
+                Holder::Lent(borrower) => RightState::Running {
+                    pid: borrower.pid,
+                    up_ms: u64::try_from(borrower.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+                },
+                Holder::Failed { reason, .. } => RightState::Failed { reason: reason.clone() },
+            },
+            deaths: self.deaths,
+            swaps: self.swaps,
+            stderr: self.stderr.iter().cloned().collect(),
+        }
+    }
+}
+
+impl Borrower {
+    /// Starts a server process, with its bootstrap channel on fd 3, dying with the core's main thread.
+    pub(crate) fn start(id: u64, command: &Command) -> io::Result<Borrower> {
+        let (ours, theirs) = seqpacket::pair()?;
+        let (stderr, writer) = process::pipe()?;
+        let null = || -> io::Result<OwnedFd> { Ok(File::options().read(true).write(true).open("/dev/null")?.into()) };
+        let env: Vec<_> = std::env::vars_os().collect();
+        let launch = Launch::new(&command.argv, &env, [null()?, null()?, writer])?
+            .program(&command.file)?
+            .fd(theirs, server::BOOTSTRAP)
+            .group(Group::Session)
+            .no_new_privileges()
+            .dies_with_parent();
+        let pid = launch.start()?;
+        let boot = Arc::new(server::server::Client::from(Channel::from(ours)));
+        Ok(Borrower { id, pid, pidfd: process::pidfd(pid)?, boot, stderr: stderr.into(), since: Instant::now(), ready: false })
+    }
+}
+
+impl Drop for Borrower {
+    /// A server that nobody holds any more has no right to be.
+    fn drop(&mut self) {
+        let _ = process::signal(&self.pidfd, os::SIGKILL);
+        let _ = process::wait(Some(self.pid));
+    }
+}

@@ -1,0 +1,93 @@
+//! What the core of an environment serves to its user's tools.
+
+use hurdle_wire::Fd;
+use serde::{Deserialize, Serialize};
+
+use crate::init::Program;
+use crate::spec::Spec;
+
+/// An environment, as `hurdle ls` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EnvInfo {
+    /// Its name.
+    pub name: String,
+    /// Its parent's name; `host` for the root.
+    pub parent: String,
+    /// The core's pid.
+    pub core: i32,
+    /// The pid of its pid 1, as the core sees it.
+    pub init: i32,
+    /// How long it has been up, in milliseconds.
+    pub up_ms: u64,
+    /// The program it runs.
+    pub command: String,
+    /// Its rights, by interface name.
+    pub rights: Vec<RightInfo>,
+}
+
+/// One right of an environment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RightInfo {
+    /// The interface's name.
+    pub interface: String,
+    /// What the user chose.
+    pub spec: Spec,
+    /// Who holds it.
+    pub state: RightState,
+    /// Servers that died while they held it.
+    pub deaths: u32,
+    /// Times it was swapped.
+    pub swaps: u32,
+    /// The last lines that a server of it wrote to its standard error.
+    pub stderr: Vec<String>,
+}
+
+/// Who holds a right.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RightState {
+    /// Nobody: the first message or trap starts a server.
+    Idle,
+    /// A server is being started, or waits for its back-off.
+    Starting,
+    /// This process.
+    Running {
+        /// Its pid, as the core sees it.
+        pid: i32,
+        /// For so long, in milliseconds.
+        up_ms: u64,
+    },
+    /// Nobody any more: its servers died too often.
+    Failed {
+        /// What the last one died of.
+        reason: String,
+    },
+}
+
+/// What became of a swap.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Swapped {
+    /// What was there.
+    pub from: Spec,
+    /// What is there now.
+    pub to: Spec,
+    /// How long traps and messages waited, in microseconds.
+    pub pause_us: u64,
+}
+
+hurdle_wire::interface! {
+    /// Served by each environment's core on its control socket.
+    pub mod core = 1 {
+        /// What it is, and who holds its rights.
+        1 idempotent fn info() -> EnvInfo;
+        /// A direct channel to the server of an interface; the server is started when the first message arrives.
+        2 idempotent fn lookup(interface: String) -> Fd;
+        /// Gives the right of `interface` to another server.
+        3 fn swap(interface: String, spec: Spec) -> Swapped;
+        /// Runs a program inside; returns its pid there.
+        4 fn spawn(program: Program) -> i32;
+        /// Waits for the end of the environment; its first program's status as wait4(2) stores it.
+        5 idempotent fn wait() -> i32;
+        /// Ends the environment: `signal` to its first program; 0: all of it, at once.
+        6 fn kill(signal: i32) -> ();
+    }
+}

@@ -1,0 +1,79 @@
+//! What the core says to whoever borrows a receive right: the same three calls start a server, restart and swap it.
+
+use hurdle_wire::Fd;
+use serde::{Deserialize, Serialize};
+
+use crate::spec::Spec;
+
+/// The fd on which a server finds its bootstrap channel.
+pub const BOOTSTRAP: i32 = 3;
+
+/// All that comes with a right.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Grant {
+    /// The interface's name (`net`).
+    pub interface: String,
+    /// What the user chose.
+    pub spec: Spec,
+    /// The environment's name.
+    pub env: String,
+    /// Channels between the kernel and the server, by name: `trap`, `ledger`, `init`, `pidfd`.
+    pub attachments: Vec<(String, Fd)>,
+    /// What former holders of the right left in the store.
+    pub store: Vec<Stored>,
+    /// Channels of clients, with what waits in them.
+    pub channels: Vec<ClientChannel>,
+    /// A channel to the core, for the `store` interface.
+    pub core: Fd,
+}
+
+/// The server's end of one client's channel.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ClientChannel {
+    /// Who holds the other end, as the kernel told the core.
+    pub peer: Peer,
+    /// The channel.
+    pub channel: Fd,
+}
+
+/// Who calls: from the kernel, never from a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Process id, as the core sees it.
+    pub pid: i32,
+    /// User id, as the core sees it.
+    pub uid: u32,
+}
+
+/// One entry of the store.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Stored {
+    /// Chosen by the server.
+    pub key: String,
+    /// Not interpreted by the core.
+    pub bytes: Vec<u8>,
+    /// Kept open by the core.
+    pub fds: Vec<Fd>,
+}
+
+hurdle_wire::interface! {
+    /// Served by every server on its bootstrap channel (fd 3), called by the core.
+    pub mod server = 2 {
+        /// Borrow a receive right: take the attachments, the store and the channels, and serve. Answered once it serves.
+        1 fn borrow(grant: Grant) -> ();
+        /// One more client.
+        2 oneway fn connect(client: ClientChannel);
+        /// Return the right: finish what is in flight, put into the store what must outlive this process, then answer.
+        3 fn give_back() -> ();
+    }
+}
+
+hurdle_wire::interface! {
+    /// Served by the core to the holder of a right: what it keeps while no server lives.
+    pub mod store = 3 {
+        /// Keep `bytes` and `fds` under `key`; replaces what was there.
+        1 idempotent fn put(entry: Stored) -> ();
+        /// Forget `key`; no error if there is none.
+        2 idempotent fn remove(key: String) -> ();
+    }
+}

@@ -1,0 +1,310 @@
+//! Calls on a socket on behalf of the program that owns it: AF_UNIX stream sockets with abstract names (unix(7)).
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// An abstract name: the bytes after the leading NUL.
+#[derive(Clone, Copy, Debug)]
+pub struct Name {
+    bytes: [u8; 108],
+    length: usize,
+}
+
+impl Name {
+    /// The name's bytes; empty for a socket without an abstract name.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Calls `f` with a sockaddr buffer to be filled, and takes the abstract name out of it.
+fn filled(f: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int) -> io::Result<(libc::c_int, Name)> {
+    // SAFETY: all zeros is a valid sockaddr_un.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    let result = check(f((&raw mut address).cast(), &raw mut length))?;
+    let mut name = Name { bytes: [0; 108], length: 0 };
+    let path = (length as usize).saturating_sub(size_of::<libc::sa_family_t>()).min(address.sun_path.len());
+    if i32::from(address.sun_family) == libc::AF_UNIX && path > 1 && address.sun_path[0] == 0 {
+        name.length = path - 1;
+        for (to, from) in name.bytes.iter_mut().zip(&address.sun_path[1..path]) {
+            *to = *from as u8;
+        }
+    }
+    Ok((result, name))
+}
+
+/// Calls `f` with the sockaddr of an abstract name.
+fn named(
+    name: &[u8],
+    f: impl FnOnce(*const libc::sockaddr, libc::socklen_t) -> libc::c_int,
+) -> io::Result<libc::c_int> {
+    // SAFETY: all zeros is a valid sockaddr_un.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    if name.len() >= address.sun_path.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
+    }
+    for (to, from) in address.sun_path[1..].iter_mut().zip(name) {
+        *to = *from as libc::c_char;
+    }
+    check(f((&raw const address).cast(), (size_of::<libc::sa_family_t>() + 1 + name.len()) as libc::socklen_t))
+}
+
+/// The socket's own abstract name (getsockname(2)).
+///
+/// # Errors
+/// ENOTSOCK.
+pub fn name(socket: BorrowedFd<'_>) -> io::Result<Name> {
+    // SAFETY: `filled` passes a buffer and its length.
+    Ok(filled(|address, length| unsafe { libc::getsockname(socket.as_raw_fd(), address, length) })?.1)
+}
+
+/// Its peer's abstract name (getpeername(2)).
+///
+/// # Errors
+/// ENOTCONN, ENOTSOCK.
+pub fn peer_name(socket: BorrowedFd<'_>) -> io::Result<Name> {
+    // SAFETY: `filled` passes a buffer and its length.
+    Ok(filled(|address, length| unsafe { libc::getpeername(socket.as_raw_fd(), address, length) })?.1)
+}
+
+/// socket(2) in the caller's own network namespace. EPERM, EAFNOSUPPORT, EPROTONOSUPPORT as the man page has them.
+pub fn make(family: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only.
+    let fd = unsafe { libc::socket(family, kind, protocol) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new fd, owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives the socket an abstract name (bind(2)).
+///
+/// # Errors
+/// EADDRINUSE; EINVAL if it has one.
+pub fn bind(socket: BorrowedFd<'_>, to: &[u8]) -> io::Result<()> {
+    // SAFETY: `named` passes a valid address and its length.
+    named(to, |address, length| unsafe { libc::bind(socket.as_raw_fd(), address, length) }).map(drop)
+}
+
+/// Connects the socket to an abstract name (connect(2)).
+///
+/// # Errors
+/// ECONNREFUSED; EISCONN; for a full backlog EAGAIN if the socket is non-blocking, else it waits (EINTR by a signal).
+pub fn connect(socket: BorrowedFd<'_>, to: &[u8]) -> io::Result<()> {
+    // SAFETY: `named` passes a valid address and its length.
+    named(to, |address, length| unsafe { libc::connect(socket.as_raw_fd(), address, length) }).map(drop)
+}
+
+/// Takes a connection off a listener, with its peer's name (accept4(2)). The copy is close-on-exec.
+///
+/// # Errors
+/// EINVAL if it does not listen or was shut down; EMFILE; without a connection EAGAIN if it is non-blocking, else it waits.
+pub fn accept(listener: BorrowedFd<'_>, nonblocking: bool) -> io::Result<(OwnedFd, Name)> {
+    let flags = libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
+    // SAFETY: `filled` passes a buffer and its length.
+    let (fd, name) = filled(|address, length| unsafe { libc::accept4(listener.as_raw_fd(), address, length, flags) })?;
+    // SAFETY: accept4 returned a new fd that nobody else owns.
+    Ok((unsafe { OwnedFd::from_raw_fd(fd) }, name))
+}
+
+/// Makes it a listener (listen(2)).
+///
+/// # Errors
+/// EINVAL if it has no name or is connected.
+pub fn listen(socket: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::listen(socket.as_raw_fd(), backlog) }).map(drop)
+}
+
+/// Shuts down a direction or both (shutdown(2)).
+///
+/// # Errors
+/// EINVAL, ENOTCONN.
+pub fn shutdown(socket: BorrowedFd<'_>, how: i32) -> io::Result<()> {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::shutdown(socket.as_raw_fd(), how) }).map(drop)
+}
+
+/// Sends one byte out of band (send(2) with MSG_OOB), without waiting and without SIGPIPE.
+///
+/// # Errors
+/// EAGAIN, EPIPE, EOPNOTSUPP on a kernel without CONFIG_AF_UNIX_OOB.
+pub fn send_out_of_band(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = libc::MSG_OOB | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: one live byte.
+    match unsafe { libc::send(socket.as_raw_fd(), [0u8].as_ptr().cast(), 1, flags) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether its file has O_NONBLOCK set (fcntl(2)).
+///
+/// # Errors
+/// None are known for a live fd.
+pub fn is_nonblocking(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: plain numbers.
+    Ok(check(unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_GETFL) })? & libc::O_NONBLOCK != 0)
+}
+
+/// Sets or clears O_NONBLOCK on its file (fcntl(2)).
+///
+/// # Errors
+/// None are known for a live fd.
+pub fn set_nonblocking(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    // SAFETY: plain numbers.
+    let flags = check(unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_GETFL) })?;
+    let flags = if on { flags | libc::O_NONBLOCK } else { flags & !libc::O_NONBLOCK };
+    // SAFETY: plain numbers.
+    check(unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
+}
+
+/// Which of the poll(2) events of `events` hold now.
+///
+/// # Errors
+/// ENOMEM.
+pub fn poll_now(socket: BorrowedFd<'_>, events: i16) -> io::Result<i16> {
+    let mut one = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
+    // SAFETY: one pollfd.
+    check(unsafe { libc::poll(&raw mut one, 1, 0) })?;
+    Ok(one.revents)
+}
+
+/// An option that is a plain value (getsockopt(2)). `T` is an integer or a C structure of integers.
+fn get<T: Copy>(socket: BorrowedFd<'_>, name: libc::c_int, mut value: T) -> io::Result<T> {
+    let mut length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: `value` has the length that is passed; its types here accept any bytes.
+    check(unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut length)
+    })?;
+    Ok(value)
+}
+
+fn set<T: Copy>(socket: BorrowedFd<'_>, name: libc::c_int, value: T) -> io::Result<()> {
+    let length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: `value` has the length that is passed.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, (&raw const value).cast(), length) })
+        .map(drop)
+}
+
+/// An integer option of level SOL_SOCKET.
+///
+/// # Errors
+/// ENOPROTOOPT, ENOTSOCK, EBADF.
+pub fn option(socket: BorrowedFd<'_>, name: i32) -> io::Result<i32> {
+    get(socket, name, 0i32)
+}
+
+/// Sets an integer option of level SOL_SOCKET.
+///
+/// # Errors
+/// ENOPROTOOPT, EPERM, EINVAL.
+pub fn set_option(socket: BorrowedFd<'_>, name: i32, value: i32) -> io::Result<()> {
+    set(socket, name, value)
+}
+
+/// A time limit, SO_RCVTIMEO or SO_SNDTIMEO (socket(7)); `None` for none.
+///
+/// # Errors
+/// As [`option`].
+pub fn time_limit(socket: BorrowedFd<'_>, name: i32) -> io::Result<Option<Duration>> {
+    let limit = get(socket, name, libc::timeval { tv_sec: 0, tv_usec: 0 })?;
+    let limit = Duration::new(limit.tv_sec as u64, limit.tv_usec as u32 * 1000);
+    Ok((limit != Duration::ZERO).then_some(limit))
+}
+
+/// 64 bits that the kernel keeps in the socket for its owner's server. They live in SO_MAX_PACING_RATE, which means
+/// nothing to an AF_UNIX socket and needs no privilege; `u64::MAX` if they were never set.
+///
+/// # Errors
+/// ENOTSOCK, EBADF.
+pub fn mark(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    get(socket, libc::SO_MAX_PACING_RATE, u64::MAX)
+}
+
+/// Sets those 64 bits.
+///
+/// # Errors
+/// None are known for a live socket.
+pub fn set_mark(socket: BorrowedFd<'_>, mark: u64) -> io::Result<()> {
+    set(socket, libc::SO_MAX_PACING_RATE, mark)
+}
+
+/// SO_NETNS_COOKIE of asm-generic/socket.h.
+const SO_NETNS_COOKIE: i32 = 71;
+
+/// Which network namespace the socket belongs to, as a number that is never reused (Linux 5.14).
+///
+/// # Errors
+/// As [`option`].
+pub fn namespace(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    get(socket, SO_NETNS_COOKIE, 0u64)
+}
+
+/// The socket's own number, never reused (SO_COOKIE).
+///
+/// # Errors
+/// As [`option`].
+pub fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    get(socket, libc::SO_COOKIE, 0u64)
+}
+
+/// A timer that interrupts the calling thread with the signal of `seccomp::interrupt` (timer_create(2)), to bound a call
+/// that has no time limit of its own.
+#[derive(Debug)]
+pub struct Alarm(libc::timer_t);
+
+// SAFETY: a timer belongs to the process, whichever thread sets it.
+unsafe impl Send for Alarm {}
+
+impl Alarm {
+    /// An alarm for the calling thread.
+    ///
+    /// # Errors
+    /// EAGAIN without kernel memory.
+    pub fn new() -> io::Result<Alarm> {
+        // SAFETY: all zeros is a valid sigevent; its fields are plain numbers.
+        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = crate::seccomp::interrupt_signal();
+        // SAFETY: no arguments.
+        event.sigev_notify_thread_id = unsafe { libc::gettid() };
+        let mut timer: libc::timer_t = std::ptr::null_mut();
+        // SAFETY: both pointers are live.
+        check(unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) })?;
+        Ok(Alarm(timer))
+    }
+
+    /// Runs `f`, and interrupts what it waits in after `limit`, again and again until it returns.
+    pub fn during<T>(&self, limit: Duration, f: impl FnOnce() -> T) -> T {
+        self.arm(limit);
+        let result = f();
+        self.arm(Duration::ZERO);
+        result
+    }
+
+    fn arm(&self, limit: Duration) {
+        let time = libc::timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos().into() };
+        let every = libc::itimerspec { it_interval: time, it_value: time };
+        // SAFETY: the timer is ours, the structure is live.
+        unsafe { libc::timer_settime(self.0, 0, &raw const every, std::ptr::null_mut()) };
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        // SAFETY: the timer is ours.
+        unsafe { libc::timer_delete(self.0) };
+    }
+}
+
+mod diag;
+pub use diag::{ESTABLISHED, LISTENING, Listed, list};

@@ -1,0 +1,153 @@
+//! The life of a server: borrow, serve, return or leave.
+//!
+//! The main thread serves the bootstrap channel, a thread each the clients' channels. When the bootstrap channel ends the core
+//! is gone, and so is the server. One that nobody has called for ten minutes leaves by itself: the next call starts another.
+
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use hurdle_proto::server::{BOOTSTRAP, ClientChannel, Grant, server};
+use hurdle_sys::process;
+use hurdle_wire::{Channel, Context, End, Peer, Refused, Router, ServeOptions, Service, Stopper, serve};
+
+use crate::Borrowed;
+
+/// How long nobody must have called before a server leaves. `HURDLE_IDLE_MS` overrides it.
+const IDLE: Duration = Duration::from_secs(600);
+
+/// Runs a server process: waits for the right, calls `start` for what serves it, and serves until the right is asked back, the
+/// core ends, or nobody has called for long. `start` runs while the process has one thread.
+pub fn run<S: Service>(start: impl FnOnce(&mut Borrowed) -> Result<S, Refused> + Send + 'static) -> ExitCode {
+    let bootstrap = match process::inherited(BOOTSTRAP) {
+        Ok(fd) if hurdle_sys::seqpacket::is_seqpacket(fd.as_fd()) => Channel::from(fd),
+        _ => {
+            eprintln!("this is a server of hurdle: a core starts it, with a bootstrap channel on fd {BOOTSTRAP}");
+            return ExitCode::from(125);
+        }
+    };
+    let idle = std::env::var("HURDLE_IDLE_MS").ok().and_then(|ms| ms.parse().ok()).map_or(IDLE, Duration::from_millis);
+    let begin: Start = Box::new(|borrowed| start(borrowed).map(Router::from));
+    let holder = Arc::new(Holder { idle, stopper: Stopper::new(), state: Mutex::new(State::Waiting(begin)) });
+    let router = Router::from(server::service(holder.clone()));
+    let options = ServeOptions { idle: Some(idle), ..ServeOptions::default() };
+    loop {
+        match serve(&bootstrap, &router, &options) {
+            Ok(End::Idle) if !holder.may_leave() => {}
+            Ok(End::Idle) => {
+                holder.finish();
+                return ExitCode::SUCCESS;
+            }
+            // The core is gone, or speaks another language.
+            _ => return ExitCode::FAILURE,
+        }
+    }
+}
+
+type Start = Box<dyn FnOnce(&mut Borrowed) -> Result<Router, Refused> + Send>;
+
+struct Holder {
+    idle: Duration,
+    stopper: Stopper,
+    state: Mutex<State>,
+}
+
+enum State {
+    Waiting(Start),
+    Serving(Serving),
+    Returned,
+}
+
+struct Serving {
+    router: Router,
+    clients: Vec<Client>,
+    returning: Vec<Box<dyn FnOnce() + Send>>,
+    stays: bool,
+}
+
+/// The thread of one client.
+struct Client {
+    thread: JoinHandle<()>,
+    quiet: Arc<AtomicBool>,
+}
+
+impl Holder {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nobody has called for long. One who calls just now is answered before the process ends (see `finish`).
+    fn may_leave(&self) -> bool {
+        let quiet = |client: &Client| client.thread.is_finished() || client.quiet.load(Ordering::Relaxed);
+        match &*self.state() {
+            State::Serving(serving) => !serving.stays && serving.clients.iter().all(quiet),
+            State::Waiting(_) => false,
+            State::Returned => true,
+        }
+    }
+
+    /// Answers what is in flight, and takes nothing more from the channels: the rest is the successor's.
+    fn finish(&self) {
+        let State::Serving(serving) = std::mem::replace(&mut *self.state(), State::Returned) else { return };
+        self.stopper.stop();
+        for client in serving.clients {
+            let _ = client.thread.join();
+        }
+        serving.returning.into_iter().for_each(|act| act());
+    }
+
+    fn add(&self, serving: &mut Serving, client: ClientChannel) -> Result<(), Refused> {
+        let channel = Channel::from(client.channel.into_owned()?);
+        let peer = Peer { pid: u32::try_from(client.peer.pid).unwrap_or(0), uid: client.peer.uid, ..Peer::default() };
+        let options =
+            ServeOptions { peer, stopper: self.stopper.clone(), idle: Some(self.idle), ..ServeOptions::default() };
+        let (router, quiet) = (serving.router.clone(), Arc::new(AtomicBool::new(false)));
+        let mark = quiet.clone();
+        let thread = std::thread::spawn(move || {
+            while let Ok(End::Idle) = serve(&channel, &router, &options) {
+                mark.store(true, Ordering::Relaxed);
+            }
+        });
+        serving.clients.retain(|client| !client.thread.is_finished());
+        serving.clients.push(Client { thread, quiet });
+        Ok(())
+    }
+}
+
+impl server::Server for Holder {
+    async fn borrow(&self, _: &Context, grant: Grant) -> Result<(), Refused> {
+        let mut state = self.state();
+        let start = match std::mem::replace(&mut *state, State::Returned) {
+            State::Waiting(start) => start,
+            other => {
+                *state = other;
+                return Err(Refused::new(crate::EBUSY, "this server has borrowed a right already"));
+            }
+        };
+        let mut borrowed = Borrowed::new(grant)?;
+        let router = start(&mut borrowed)?;
+        let mut serving =
+            Serving { router, clients: Vec::new(), returning: borrowed.returning, stays: borrowed.stays };
+        for client in borrowed.clients {
+            self.add(&mut serving, client)?;
+        }
+        *state = State::Serving(serving);
+        Ok(())
+    }
+
+    async fn connect(&self, _: &Context, client: ClientChannel) -> Result<(), Refused> {
+        match &mut *self.state() {
+            State::Serving(serving) => self.add(serving, client),
+            // The core keeps the channel for the successor.
+            _ => Ok(()),
+        }
+    }
+
+    async fn give_back(&self, _: &Context) -> Result<(), Refused> {
+        self.finish();
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! accept(2) and accept4(2) with room for an address. Without one they go natively.
+
+use super::Shared;
+use super::bind::listener_name;
+use super::connect::PATIENCE;
+use super::state::{Answer, Errno, Handled, State, Trap, deadline};
+use super::worker::conclude;
+use hurdle_netstack::mark::Mark;
+use hurdle_netstack::name::{Meaning, Name};
+use hurdle_sys::target::socket;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Instant;
+
+impl State {
+    pub(super) fn accept(&mut self, trap: &Trap<'_>, flags: i32) -> Handled {
+        let Some((listener, mark)) = self.fetch(trap)? else { return Ok(Answer::Native) };
+        if flags & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) != 0 {
+            return Err(Errno(libc::EINVAL));
+        }
+        let nonblocking = socket::is_nonblocking(listener.as_fd())?;
+        match self.take(trap, &listener, nonblocking, flags & libc::SOCK_NONBLOCK != 0)? {
+            Some((fd, peer)) => self.hand_out(trap, &listener, mark, fd, peer, flags),
+            None if nonblocking => Err(Errno(libc::EAGAIN)),
+            None => {
+                let Some(on) = listener_name(listener.as_fd())? else { return Err(Errno(libc::EINVAL)) };
+                let limit = socket::time_limit(listener.as_fd(), libc::SO_RCVTIMEO)?;
+                Ok(Answer::WaitAccept { on, until: deadline(limit) })
+            }
+        }
+    }
+
+    /// Takes a connection off a listener, if there is one.
+    fn take(
+        &mut self,
+        trap: &Trap<'_>,
+        listener: &OwnedFd,
+        nonblocking: bool,
+        make_nonblocking: bool,
+    ) -> Result<Option<(OwnedFd, socket::Name)>, Errno> {
+        if !self.returned.is_empty()
+            && let Some(name) = listener_name(listener.as_fd())?
+            && let Some(queue) = self.returned.get_mut(&name)
+        {
+            let first = queue.pop_front();
+            if queue.is_empty() {
+                self.returned.remove(&name);
+            }
+            if let Some((fd, _)) = first {
+                socket::set_nonblocking(fd.as_fd(), make_nonblocking)?;
+                let peer = socket::peer_name(fd.as_fd())?;
+                return Ok(Some((fd, peer)));
+            }
+        }
+        let accept = || socket::accept(listener.as_fd(), make_nonblocking);
+        let taken = if nonblocking {
+            accept()
+        } else if socket::poll_now(listener.as_fd(), libc::POLLIN)? == 0 {
+            return Ok(None);
+        } else {
+            // Another process may take it natively between the look and the call, which would wait then.
+            trap.alarm.during(PATIENCE, accept)
+        };
+        match taken {
+            Ok(taken) => Ok(Some(taken)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The answer with a connection: its peer's address is written, and it inherits the listener's options.
+    fn hand_out(
+        &mut self,
+        trap: &Trap<'_>,
+        listener: &OwnedFd,
+        mark: Mark,
+        fd: OwnedFd,
+        peer: socket::Name,
+        flags: i32,
+    ) -> Handled {
+        socket::set_mark(fd.as_fd(), mark.accepted().0)?;
+        self.inherit(listener.as_fd(), mark, fd.as_fd())?;
+        // A peer that stood in the namespace by itself has no name; nobody but this server can be one.
+        let peer = Meaning::decode(peer.bytes()).map(|peer| {
+            let local = peer.local();
+            hurdle_netstack::address::Endpoint { host: local.host.concrete(), ..local }
+        });
+        let family = mark.family();
+        let sockaddr = peer.unwrap_or(hurdle_netstack::address::Endpoint::unbound(family)).sockaddr(family);
+        let (address, length) = (trap.call.args[1], trap.call.args[2]);
+        let written = trap.read_int(length).and_then(|room| trap.write_sized(address, length, room, sockaddr.bytes()));
+        let from = listener_name(listener.as_fd())?;
+        match written {
+            Ok(()) => Ok(Answer::Socket { fd, close_on_exec: flags & libc::SOCK_CLOEXEC != 0, from }),
+            Err(Errno(libc::EINTR)) => {
+                if let Some(from) = from {
+                    self.returned.entry(from).or_default().push_back((fd, Instant::now()));
+                }
+                Err(Errno(libc::EINTR))
+            }
+            // As in the kernel, a connection whose address cannot be written is lost.
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Serves the accepts that wait on a listener, as far as there are connections.
+    pub(super) fn serve_accepts(&mut self, trap: &Trap<'_>, name: Name, shared: &Shared) {
+        while let Some(one) = self.accepting.get_mut(&name).and_then(std::collections::VecDeque::pop_front) {
+            if !shared.listener.is_valid(one.call.id) {
+                shared.ledger.release(one.slot);
+                continue;
+            }
+            let again = Trap { call: &one.call, listener: trap.listener, alarm: trap.alarm, recovered: true };
+            let flags = if i64::from(one.call.syscall) == libc::SYS_accept4 { again.int(3) } else { 0 };
+            match self.accept(&again, flags) {
+                Ok(Answer::WaitAccept { .. }) => {
+                    // Somebody else took it.
+                    self.accepting.entry(name).or_default().push_front(one);
+                    return;
+                }
+                other => {
+                    let cancelled = matches!(other, Err(Errno(libc::EINTR)));
+                    conclude(shared, self, &one.call, other);
+                    shared.ledger.release(one.slot);
+                    if !cancelled && !self.returned.contains_key(&name) {
+                        break;
+                    }
+                }
+            }
+        }
+        if self.accepting.get(&name).is_some_and(std::collections::VecDeque::is_empty) {
+            self.accepting.remove(&name);
+        }
+    }
+
+    /// Ends all accepts that wait on a listener.
+    pub(super) fn end_accepts(&mut self, name: Name, shared: &Shared, errno: Errno) {
+        for one in self.accepting.remove(&name).unwrap_or_default() {
+            conclude(shared, self, &one.call, Err(errno));
+            shared.ledger.release(one.slot);
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! What a new socket is, as the kind of the server decides. It can change while programs run (`hurdle swap`), so each socket
+//! remembers by itself what it is: one of ours by its mark, any other is the kernel's.
+
+use super::state::{Answer, Errno, Handled, State, Trap};
+use crate::Kind;
+use hurdle_sys::target::socket;
+
+/// Answers socket(2).
+pub(super) fn socket(kind: Kind, state: &mut State, trap: &Trap<'_>) -> Handled {
+    let (family, kind_of, protocol) = (trap.int(0), trap.int(1), trap.int(2));
+    let stream = kind_of & 0xf == libc::SOCK_STREAM;
+    match kind {
+        Kind::Local if stream && [0, libc::IPPROTO_TCP].contains(&protocol) => state.socket(trap),
+        Kind::Local if stream && protocol == libc::IPPROTO_MPTCP => Err(Errno(libc::EPROTONOSUPPORT)),
+        // The environment's own network namespace.
+        Kind::Local | Kind::None => Ok(Answer::Native),
+        // This server stands in the parent's network: a socket that it makes belongs there, wherever it is handed.
+        Kind::Share => {
+            let fd = socket::make(family, kind_of | libc::SOCK_CLOEXEC, protocol)?;
+            Ok(Answer::Socket { fd, close_on_exec: kind_of & libc::SOCK_CLOEXEC != 0, from: None })
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! `local`: stream sockets between the processes of one environment, carried by AF_UNIX.
+//!
+//! How: socket(2) is answered with an AF_UNIX stream socket of a network namespace that belongs to the server alone.
+//! bind, listen, connect and accept act on that very socket, fetched from the program for the length of one call, under
+//! abstract names that spell inet endpoints. So ports in use, backlogs, refusals, the peer's address and the release
+//! at the last close are the kernel's own work; they survive this server, and data never meets it.
+//!
+//! Principles:
+//! 1. *No state but what can be rebuilt.* The truth is in names and marks of the sockets themselves; [`State`] holds an
+//!    index of bound ports, a few sockets made ahead, and calls that wait. A call that waits is also in the ledger.
+//! 2. *No copy of a program's socket is kept*, or the last close would not be the last.
+//! 3. *No call of the server blocks.* What would wait is parked, and answered by the call that ends its wait.
+//! 4. *What is not ours goes on natively*, as fast as may be: the environment's own network namespace is harmless.
+//!
+//! Threads: one worker receives and answers; a clock, started by the first call that waits, ends waits that nobody ends.
+//! Locks: [`State`] has the only one, taken for the length of one call.
+
+mod accept;
+mod bind;
+mod clock;
+mod connect;
+mod host;
+mod names;
+mod options;
+mod pool;
+mod reset;
+mod state;
+mod worker;
+
+use crate::Kind;
+use hurdle_sys::seccomp::{Ledger, Listener, interrupt, interruptible};
+use state::State;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+pub use state::SocketInfo;
+
+/// What the worker and the clock share.
+#[derive(Debug)]
+struct Shared {
+    kind: Kind,
+    listener: Listener,
+    ledger: Ledger,
+    state: Mutex<State>,
+    clock: clock::Clock,
+    stop: std::sync::atomic::AtomicBool,
+    traps: AtomicU64,
+    connections: AtomicU64,
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// How much the server did, since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Trapped calls answered.
+    pub traps: u64,
+    /// Connections made.
+    pub connections: u64,
+    /// Calls that wait now.
+    pub waiting: u64,
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Starts serving the traps of `trap`. `ledger` is what [`Ledger::create`] made, or what an earlier server used:
+    /// the calls in it are answered first. `namespaces` (user, network) are those of the earlier server. To be called
+    /// while the process has one thread, by a process that may trace the environment's.
+    ///
+    /// # Errors
+    /// EPERM or ENOSPC where no private network namespace can be made; EMFILE, ENOMEM.
+    pub fn start(trap: OwnedFd, ledger: OwnedFd, namespaces: Option<(OwnedFd, OwnedFd)>) -> io::Result<Server> {
+        Server::start_as(Kind::Local, trap, ledger, namespaces)
+    }
+
+    /// The same for any kind: it decides what new sockets are. Those that an earlier server carried are carried on.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_as(
+        kind: Kind,
+        trap: OwnedFd,
+        ledger: OwnedFd,
+        namespaces: Option<(OwnedFd, OwnedFd)>,
+    ) -> io::Result<Server> {
+        hurdle_sys::target::raise_fd_limit()?;
+        interruptible()?;
+        let state = State::new(namespaces)?;
+        let listener = Listener::from(trap);
+        // Without it (before Linux 6.6) everything works, slower.
+        let _ = listener.set_sync_wake_up();
+        let shared = Arc::new(Shared {
+            kind,
+            listener,
+            ledger: Ledger::map(&ledger)?,
+            state: Mutex::new(state),
+            clock: clock::Clock::default(),
+            stop: false.into(),
+            traps: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+        });
+        let worker = worker::spawn(Arc::clone(&shared))?;
+        Ok(Server { shared, worker: Some(worker) })
+    }
+
+    /// The user and network namespace that the sockets live in, for a successor.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn namespaces(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+        let state = self.shared.lock();
+        let (user, network) = state.pool.namespaces();
+        Ok((user.try_clone_to_owned()?, network.try_clone_to_owned()?))
+    }
+
+    /// The sockets that have a name, as the kernel lists them.
+    ///
+    /// # Errors
+    /// Those of a netlink request.
+    pub fn sockets(&self) -> io::Result<Vec<SocketInfo>> {
+        self.shared.lock().sockets()
+    }
+
+    /// What it did so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            traps: self.shared.traps.load(Ordering::Relaxed),
+            connections: self.shared.connections.load(Ordering::Relaxed),
+            waiting: self.shared.lock().waiting() as u64,
+        }
+    }
+
+    /// Waits until the environment has no process left that could trap, or the server was stopped.
+    pub fn wait(&mut self) {
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
+    }
+
+    /// Stops between two calls. Calls that wait stay in the ledger, for whoever is lent the listener next.
+    pub fn stop(mut self) {
+        self.halt();
+    }
+
+    fn halt(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.clock.stop(&self.shared);
+        if let Some(worker) = self.worker.take() {
+            // A signal that comes just before the worker waits is lost, so it is sent until it worked.
+            while !worker.is_finished() {
+                interrupt(&worker);
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.halt();
+    }
+}
+
+impl AsFd for Server {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.shared.listener.as_fd()
+    }
+}

@@ -1,0 +1,63 @@
+//! A few sockets made ahead, so that socket(2) is answered at once.
+
+use hurdle_netstack::address::Family;
+use hurdle_netstack::mark::Mark;
+use hurdle_sys::target::{Mint, Recipe};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// Below this many of a kind, more are asked for.
+const LOW: usize = 6;
+
+/// The sockets, by kind: family and O_NONBLOCK.
+#[derive(Debug)]
+pub(super) struct Pool {
+    mint: Mint,
+    ready: [Vec<OwnedFd>; 4],
+    asked: [bool; 4],
+}
+
+fn kind(family: Family, nonblocking: bool) -> usize {
+    usize::from(family == Family::V6) * 2 + usize::from(nonblocking)
+}
+
+impl Pool {
+    pub(super) fn new(namespaces: Option<(OwnedFd, OwnedFd)>) -> io::Result<Pool> {
+        let recipes = [(Family::V4, false), (Family::V4, true), (Family::V6, false), (Family::V6, true)]
+            .map(|(family, nonblocking)| Recipe { nonblocking, mark: Mark::new(family).0 });
+        let mint = Mint::start(namespaces, &recipes)?;
+        Ok(Pool { mint, ready: Default::default(), asked: [false; 4] })
+    }
+
+    pub(super) fn namespaces(&self) -> (BorrowedFd<'_>, BorrowedFd<'_>) {
+        self.mint.namespaces()
+    }
+
+    pub(super) fn diagnosis(&self) -> BorrowedFd<'_> {
+        self.mint.diagnosis()
+    }
+
+    /// A fresh socket.
+    pub(super) fn socket(&mut self, family: Family, nonblocking: bool) -> io::Result<OwnedFd> {
+        let kind = kind(family, nonblocking);
+        if self.ready[kind].len() < LOW {
+            if !self.asked[kind] {
+                self.mint.ask(kind as u8)?;
+                self.asked[kind] = true;
+            }
+            // Whatever is there by now; it waits only if there is none at all.
+            while self.asked[kind] {
+                match self.mint.take(self.ready[kind].is_empty()) {
+                    Ok(made) => {
+                        let kind = usize::from(made.kind) % self.ready.len();
+                        self.asked[kind] = false;
+                        self.ready[kind].extend(made.sockets);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        self.ready[kind].pop().ok_or_else(|| io::Error::from_raw_os_error(libc::ENFILE))
+    }
+}

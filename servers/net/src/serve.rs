@@ -1,0 +1,83 @@
+//! The net server's process: it borrows the trapped calls, answers them, and tells what it carries.
+
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hurdle_proto::net::{self, net as interface};
+use hurdle_proto::server::Stored;
+use hurdle_server::Borrowed;
+use hurdle_wire::{Context, Fd, Refused};
+
+use crate::local::{Server, SocketInfo};
+
+/// Where the private namespaces of the sockets are in the store.
+const NAMESPACES: &str = "namespaces";
+
+/// Serves until the right is given back.
+pub fn serve() -> ExitCode {
+    hurdle_server::run(start)
+}
+
+fn start(borrowed: &mut Borrowed) -> Result<impl hurdle_wire::Service + use<>, Refused> {
+    let kind = crate::kind(&borrowed.spec).map_err(|e| Refused::new(hurdle_server::EINVAL, e.to_string()))?;
+    let (trap, ledger) = (borrowed.attachment("trap")?, borrowed.attachment("ledger")?);
+    let kept = borrowed.stored(NAMESPACES);
+    let namespaces = kept.as_ref().and_then(|kept| match kept.fds.as_slice() {
+        [user, net] => Some((user.clone().into_owned().ok()?, net.clone().into_owned().ok()?)),
+        _ => None,
+    });
+    let known = namespaces.is_some();
+    let server = Server::start_as(kind, trap, ledger, namespaces)?;
+    if !known {
+        let (user, net) = server.namespaces()?;
+        let fds = vec![Fd::from(user), Fd::from(net)];
+        borrowed.store().put(Stored { key: NAMESPACES.into(), bytes: Vec::new(), fds }).wait()?;
+    }
+    // Programs wait for answers at any moment, also those that are parked.
+    borrowed.stay();
+    let server = Arc::new(Mutex::new(Some(server)));
+    let returned = server.clone();
+    borrowed.on_return(move || {
+        let server = returned.lock().unwrap_or_else(PoisonError::into_inner).take();
+        server.into_iter().for_each(Server::stop);
+    });
+    Ok(interface::service(Network { server }))
+}
+
+fn describe(socket: &SocketInfo) -> net::Socket {
+    let state = match (socket.listening, socket.connected) {
+        (true, _) => "LISTEN",
+        (_, true) => "ESTAB",
+        _ => "UNCONN",
+    };
+    net::Socket {
+        state: state.to_string(),
+        local: socket.local.to_string(),
+        peer: socket.remote.map(|peer| peer.to_string()).unwrap_or_default(),
+    }
+}
+
+struct Network {
+    server: Arc<Mutex<Option<Server>>>,
+}
+
+impl Network {
+    fn with<T>(&self, act: impl FnOnce(&Server) -> std::io::Result<T>) -> Result<T, Refused> {
+        let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = server.as_ref().ok_or_else(|| Refused::new(hurdle_server::EAGAIN, "this server has been replaced"))?;
+        Ok(act(server)?)
+    }
+}
+
+impl interface::Server for Network {
+    async fn sockets(&self, _: &Context) -> Result<Vec<net::Socket>, Refused> {
+        self.with(|server| Ok(server.sockets()?.iter().map(describe).collect()))
+    }
+
+    async fn counters(&self, _: &Context) -> Result<net::Counters, Refused> {
+        self.with(|server| {
+            let now = server.counters();
+            Ok(net::Counters { traps: now.traps, connections: now.connections, parked: now.waiting })
+        })
+    }
+}

@@ -1,0 +1,144 @@
+//! The `hurdle` command under test, as a user would call it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::finish::{Finished, finish};
+use crate::leaks;
+use crate::scene::Running;
+
+/// How long a `hurdle` command of a test may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The command, with a runtime directory and a temporary directory of its own, and a mark in the environment
+/// variables of all that it starts. So what one test leaves behind is told from what others do meanwhile.
+#[derive(Debug)]
+pub struct Hurdle {
+    binary: PathBuf,
+    mark: String,
+    runtime: TempDir,
+    scratch: TempDir,
+    logs: TempDir,
+}
+
+impl Default for Hurdle {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Hurdle {
+    /// The command, for one test.
+    ///
+    /// # Panics
+    /// Panics if there is none; it says how to build it.
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let mark = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let dir = |prefix| tempfile::Builder::new().prefix(prefix).tempdir().expect("a temporary directory");
+        let [runtime, scratch, logs] = ["hurdle-runtime-", "hurdle-scratch-", "hurdle-logs-"].map(dir);
+        Self { binary: binary(), mark, runtime, scratch, logs }
+    }
+
+    /// A name for an environment: `base` and the mark, since names are unique among all environments of a user.
+    pub fn name(&self, base: &str) -> String {
+        format!("{base}-{}", self.mark)
+    }
+
+    /// A directory for what the test itself writes.
+    pub fn logs(&self) -> &Path {
+        self.logs.path()
+    }
+
+    /// Starts `command` in the background; what it writes goes to the file `log`, and it ends with the value returned.
+    #[track_caller]
+    pub fn start(&self, command: &mut Command, log: &str) -> Running {
+        Running::start(command, &self.logs.path().join(log))
+    }
+
+    /// The executable.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// The directory that `XDG_RUNTIME_DIR` names.
+    pub fn runtime_dir(&self) -> &Path {
+        self.runtime.path()
+    }
+
+    /// The mark that all processes of this test carry in their environment variables.
+    pub fn mark(&self) -> &str {
+        &self.mark
+    }
+
+    /// `hurdle`, for the caller to add arguments to.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.env(leaks::MARK, &self.mark).env("XDG_RUNTIME_DIR", self.runtime.path());
+        command.env("TMPDIR", self.scratch.path()).env("PATH", crate::skip::PATH).env("LC_ALL", "C.UTF-8");
+        command
+    }
+
+    /// `hurdle run OPTIONS -- PROGRAM`.
+    pub fn run(&self, options: &[&str], program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = self.command();
+        command.arg("run").args(options).arg("--").arg(program);
+        command
+    }
+
+    /// Runs `hurdle ARGUMENTS` to its end.
+    #[track_caller]
+    pub fn call(&self, arguments: &[&str]) -> Finished {
+        finish(self.command().args(arguments), LIMIT)
+    }
+
+    /// Starts `hurdle run --name NAME OPTIONS --detach -- PROGRAM`, and returns once it runs.
+    #[track_caller]
+    pub fn detach(&self, name: &str, options: &[&str], program: &[&str]) {
+        let done = self.call(&[&["run", "--detach", "--name", name], options, &["--"], program].concat()).success();
+        assert_eq!(done.stdout, format!("{name}\n"), "{done}");
+    }
+
+    /// What `hurdle --json ls NAME` says of one environment.
+    #[track_caller]
+    pub fn info(&self, name: &str) -> Value {
+        self.json(&["ls", name])[0].take()
+    }
+
+    /// Runs `hurdle --json ARGUMENTS`, and reads the answer.
+    ///
+    /// # Panics
+    /// Panics if it fails or answers no JSON.
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let done = finish(self.command().arg("--json").args(arguments), LIMIT).success();
+        serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("no JSON ({error}): {done}"))
+    }
+
+    /// Waits until nothing is left of what this command started.
+    ///
+    /// # Panics
+    /// Panics with what is left after the deadline.
+    #[track_caller]
+    pub fn assert_nothing_left(&self) {
+        leaks::assert_none(&self.mark, &[self.runtime.path(), self.scratch.path()]);
+    }
+}
+
+/// The executable to test: `HURDLE_BIN`, else the release build beside this test's own build.
+fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("HURDLE_BIN") {
+        return PathBuf::from(path);
+    }
+    // A test's executable is TARGET/debug/deps/NAME.
+    let this = std::env::current_exe().expect("a process knows its executable");
+    let target = this.ancestors().nth(3).expect("a test lies three directories deep");
+    let path = target.join("release/hurdle");
+    assert!(path.exists(), "{} is not there: cargo build --release -p hurdle, or set HURDLE_BIN", path.display());
+    path
+}

@@ -1,0 +1,117 @@
+//! What an environment left behind: processes, mounts, files, sockets.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::poll::within;
+
+/// The environment variable whose value marks the processes of one test.
+pub const MARK: &str = "HURDLE_TEST_MARK";
+
+/// How long an environment may take to be gone.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Waits until no process carries `mark`, and `directories` hold no file.
+///
+/// # Panics
+/// Panics with what is left after the deadline.
+#[track_caller]
+pub fn assert_none(mark: &str, directories: &[&Path]) {
+    let mut left = Vec::new();
+    let gone = within(LIMIT, || {
+        left = processes_marked(mark);
+        left.extend(directories.iter().flat_map(|directory| files(directory)));
+        left.is_empty().then_some(())
+    });
+    assert!(gone.is_some(), "left behind: {left:#?}");
+}
+
+/// The processes whose environment variables carry `mark`, as a person would name them.
+pub fn processes_marked(mark: &str) -> Vec<String> {
+    let wanted = format!("{MARK}={mark}\0").into_bytes();
+    let marked = |pid: &u32| {
+        let variables = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        variables.windows(wanted.len()).any(|window| window == wanted)
+    };
+    pids().into_iter().filter(marked).map(describe).collect()
+}
+
+/// All descendants of process `root`, those too that it inherited as a child subreaper. Zombies count.
+pub fn descendants(root: u32) -> Vec<u32> {
+    let parents: Vec<(u32, u32)> = pids().into_iter().filter_map(|pid| Some((pid, parent(pid)?))).collect();
+    let mut found = vec![root];
+    let mut next = 0;
+    while next < found.len() {
+        let parent = found[next];
+        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found.remove(0);
+    found
+}
+
+/// A process in one line.
+pub fn describe(pid: u32) -> String {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let command = String::from_utf8_lossy(&command).replace('\0', " ");
+    format!("process {pid} (child of {}): {command}", parent(pid).unwrap_or(0))
+}
+
+fn pids() -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").expect("/proc is mounted");
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may contain anything.
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+/// Everything below `directory` that is not a directory, and what it is.
+fn files(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut pending: Vec<PathBuf> = vec![directory.to_owned()];
+    while let Some(directory) = pending.pop() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => pending.push(entry.path()),
+                kind => found.push(format!("file {} ({kind:?})", entry.path().display())),
+            }
+        }
+    }
+    found
+}
+
+/// What the host shows of environments beside processes: mounts, abstract sockets, and names in the directories that
+/// everybody may write to.
+#[derive(Debug, PartialEq, Eq, Clone)]
+pub struct Traces(BTreeSet<String>);
+
+impl Traces {
+    /// Looks at the host now.
+    pub fn now() -> Self {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+        let sockets = std::fs::read_to_string("/proc/net/unix").expect("/proc is mounted");
+        let names = sockets.lines().filter_map(|line| line.split_once('@')).map(|(_, name)| format!("socket @{name}"));
+        let shared = ["/tmp", "/var/tmp", "/run", "/dev/shm", "/run/lock"];
+        let entries = shared.into_iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten().flatten();
+        let entries = entries.map(|entry| format!("file {}", entry.path().display()));
+        Self(mounts.lines().map(|line| format!("mount {line}")).chain(names).chain(entries).collect())
+    }
+
+    /// Waits until the host shows nothing that it did not show before.
+    ///
+    /// # Panics
+    /// Panics with what is new after the deadline.
+    #[track_caller]
+    pub fn assert_no_more(&self) {
+        let mut new = Vec::new();
+        let gone = within(LIMIT, || {
+            new = Self::now().0.difference(&self.0).cloned().collect();
+            new.is_empty().then_some(())
+        });
+        assert!(gone.is_some(), "left behind: {new:#?}");
+    }
+}

@@ -1,0 +1,130 @@
+//! bash at a terminal: Ctrl-C, Ctrl-Z, jobs, fg, bg, exit statuses, and what a closed window does.
+
+use std::process::Command;
+
+use hurdle_tests::pty::Terminal;
+use hurdle_tests::{Hurdle, until};
+
+/// Marks the end of a command on the terminal. Typed with a quote inside, so that the echo of what was typed differs.
+const ASK: &str = "echo '<'status=$?'>'";
+
+/// A shell natively, or at the end of `hurdle run OPTIONS`.
+fn start(options: Option<&[&str]>) -> (Hurdle, Terminal) {
+    let hurdle = Hurdle::new();
+    let mut command = match options {
+        None => Command::new("/bin/bash"),
+        Some(options) => hurdle.run(options, "/bin/bash"),
+    };
+    let settings = hurdle.logs().join("bashrc");
+    std::fs::write(&settings, "PS1='fold> '; unset HISTFILE\n").expect("own file");
+    command.args(["--noprofile", "--noediting", "--rcfile"]).arg(settings).arg("-i").env("TERM", "dumb");
+    let mut terminal = Terminal::start(&command);
+    terminal.expect("fold> ");
+    (hurdle, terminal)
+}
+
+fn status(terminal: &mut Terminal, expected: i32) {
+    terminal.line(ASK);
+    terminal.expect(&format!("<status={expected}>"));
+    terminal.expect("fold> ");
+}
+
+fn session(options: Option<&[&str]>) {
+    let (hurdle, mut terminal) = start(options);
+
+    // No complaint about a missing terminal or job control.
+    assert!(!terminal.screen().contains("no job control"), "{}", terminal.screen());
+    terminal.line("(exit 42)");
+    terminal.expect("fold> ");
+    status(&mut terminal, 42);
+
+    // Ctrl-C ends the program in the foreground, and neither the shell nor the terminal.
+    terminal.line("echo '<'ready'>'; sleep 1000");
+    terminal.expect("<ready>");
+    until("sleep runs", || running(&hurdle, &terminal, options, "sleep 1000"));
+    terminal.keys("\x03");
+    terminal.expect("fold> ");
+    status(&mut terminal, 130);
+
+    // Ctrl-Z stops it; it is listed, continued in the background, brought back and ended.
+    terminal.line("echo '<'again'>'; sleep 2000");
+    terminal.expect("<again>");
+    until("sleep runs", || running(&hurdle, &terminal, options, "sleep 2000"));
+    terminal.keys("\x1a");
+    terminal.expect("Stopped");
+    terminal.expect("fold> ");
+    status(&mut terminal, 148);
+    terminal.line("bg");
+    terminal.expect("sleep 2000 &");
+    terminal.expect("fold> ");
+    terminal.line("jobs");
+    terminal.expect("Running");
+    terminal.expect("fold> ");
+    terminal.line("fg");
+    terminal.expect("sleep 2000");
+    terminal.keys("\x03");
+    terminal.expect("fold> ");
+    status(&mut terminal, 130);
+
+    // A reader in the background is stopped by the terminal; a killed job says so.
+    terminal.line("cat &");
+    terminal.expect("fold> ");
+    terminal.line("until jobs | grep Stopped; do :; done");
+    terminal.expect("Stopped");
+    terminal.expect("fold> ");
+    terminal.line("kill -9 %%");
+    terminal.expect("fold> ");
+    until("bash reports the end of its job", || {
+        terminal.keys("\n");
+        terminal.expect("fold> ").contains("Killed").then_some(())
+    });
+
+    // Ctrl-\ and a program that handles the interrupt itself.
+    terminal.line("bash -c 'trap \"echo caught; exit 5\" INT; echo \"<\"trap\">\"; while :; do sleep 0.05; done'");
+    terminal.expect("<trap>");
+    terminal.keys("\x03");
+    terminal.expect("caught");
+    terminal.expect("fold> ");
+    status(&mut terminal, 5);
+
+    terminal.line("tty");
+    terminal.expect("/dev/");
+    terminal.line("exit 7");
+    assert_eq!(terminal.join().code(), Some(7));
+    hurdle.assert_nothing_left();
+}
+
+/// True once a process with this command line is below the terminal, or carries the environment's mark.
+fn running(hurdle: &Hurdle, terminal: &Terminal, options: Option<&[&str]>, command: &str) -> Option<()> {
+    let found = match options {
+        Some(_) => hurdle_tests::leaks::processes_marked(hurdle.mark()),
+        None => {
+            hurdle_tests::leaks::descendants(terminal.id()).into_iter().map(hurdle_tests::leaks::describe).collect()
+        }
+    };
+    found.iter().any(|line| line.trim_end().ends_with(&format!(": {command}"))).then_some(())
+}
+
+#[test]
+fn native() {
+    session(None);
+}
+
+#[test]
+fn share() {
+    session(Some(&[]));
+}
+
+#[test]
+fn local() {
+    session(Some(&["--net", "local"]));
+}
+
+#[test]
+fn hangup_ends_the_environment() {
+    let (hurdle, mut terminal) = start(Some(&["--net", "local"]));
+    terminal.line("sleep 3000 & echo '<'started'>'");
+    terminal.expect("<started>");
+    drop(terminal);
+    hurdle.assert_nothing_left();
+}

@@ -1,0 +1,170 @@
+//! Nothing of an environment is left when it ends, however it ends: no process, mount, socket, file or lock.
+//!
+//! These tests look at the whole host, so they take turns.
+
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hurdle_tests::leaks::{Traces, descendants, describe};
+use hurdle_tests::{Hurdle, Running, finish, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The host before a test; what is new after it was left behind. One at a time.
+struct Watch {
+    traces: Traces,
+    hurdle: Hurdle,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Watch {
+    fn begin() -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        // Orphans become children of this process, so none is missed.
+        nix::sys::prctl::set_child_subreaper(true).expect("prctl");
+        let hurdle = Hurdle::new();
+        Self { traces: Traces::now(), hurdle, _turn: turn }
+    }
+
+    fn end(self) {
+        self.hurdle.assert_nothing_left();
+        until("all descendants are gone", || {
+            reap();
+            let left = descendants(std::process::id());
+            left.iter().for_each(|pid| eprintln!("{}", describe(*pid)));
+            left.is_empty().then_some(())
+        });
+        self.traces.assert_no_more();
+    }
+}
+
+/// Reaps orphans that ended. Tests hold no child of their own when they call it.
+fn reap() {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            return;
+        }
+    }
+}
+
+/// A redis with a client that never stops, in an environment in the foreground.
+fn busy(hurdle: &Hurdle, name: &str) -> Running {
+    let text = "redis-server --save '' --appendonly no --port 6379 >/dev/null & server=$!
+        until redis-cli ping 2>/dev/null | grep -q PONG; do :; done
+        redis-benchmark -q -l -c 10 -t get >/dev/null 2>&1 &
+        echo busy; wait $server";
+    let mut command = hurdle.run(&["--name", name, "--net", "local", "--auth", "root"], "/bin/bash");
+    let running = hurdle.start(command.args(["-c", text]), "busy.log");
+    until("it is busy", || running.log().contains("busy").then_some(()));
+    running
+}
+
+fn pid(value: &Value) -> Pid {
+    let number = value.as_i64().and_then(|pid| i32::try_from(pid).ok());
+    Pid::from_raw(number.unwrap_or_else(|| panic!("{value} is no process id")))
+}
+
+fn killed(choose: fn(&Hurdle, &str, &Value) -> Vec<Pid>, signal: Signal) {
+    let watch = Watch::begin();
+    let name = watch.hurdle.name("victim");
+    let running = busy(&watch.hurdle, &name);
+    let info = watch.hurdle.info(&name);
+    for victim in choose(&watch.hurdle, &name, &info) {
+        kill(victim, signal).expect("it runs");
+    }
+    let status = running.join();
+    assert!(!status.success(), "{status}");
+    watch.end();
+}
+
+#[test]
+fn after_an_ordinary_end() {
+    let watch = Watch::begin();
+    for options in [&[][..], &["--net", "local"], &["--net", "none", "--auth", "root"], &["--isolated"]] {
+        for _ in 0..3 {
+            let mut command = watch.hurdle.run(options, "/bin/sh");
+            // An orphan that ignores signals is the environment's, too.
+            command.args(["-c", "(trap '' HUP INT TERM; exec sleep 1000) & (setsid sleep 1000 &) ; exit 3"]);
+            finish(&mut command, LIMIT).exits(3);
+        }
+    }
+    watch.end();
+}
+
+#[test]
+fn after_the_core_is_killed() {
+    killed(|_, _, info| vec![pid(&info["core"])], Signal::SIGKILL);
+}
+
+#[test]
+fn after_the_core_is_terminated() {
+    killed(|_, _, info| vec![pid(&info["core"])], Signal::SIGTERM);
+}
+
+#[test]
+fn after_init_is_killed() {
+    killed(|_, _, info| vec![pid(&info["init"])], Signal::SIGKILL);
+}
+
+#[test]
+fn after_the_first_program_is_killed() {
+    let first = |hurdle: &Hurdle, name: &str, _: &Value| {
+        let processes = hurdle.json(&["ps", name]);
+        let all = processes.as_array().expect("a list");
+        let shell = all
+            .iter()
+            .find(|process| process["parent"] == 1 && process["command"].as_str().is_some_and(|c| c.contains("bash")));
+        vec![pid(&shell.expect("the first program")["outer_pid"])]
+    };
+    killed(first, Signal::SIGKILL);
+}
+
+#[test]
+fn after_all_is_killed_at_once() {
+    let all = |hurdle: &Hurdle, name: &str, info: &Value| {
+        let servers = info["rights"].as_array().expect("a list").iter();
+        let mut pids: Vec<Pid> = servers.filter_map(|right| right["state"]["Running"].get("pid")).map(pid).collect();
+        assert!(!pids.is_empty(), "the net server of {name} runs: {info} {:?}", hurdle.runtime_dir());
+        pids.extend([pid(&info["core"]), pid(&info["init"])]);
+        pids
+    };
+    killed(all, Signal::SIGKILL);
+}
+
+#[test]
+fn after_a_detached_core_is_killed() {
+    let watch = Watch::begin();
+    let name = watch.hurdle.name("detached");
+    watch.hurdle.detach(&name, &["--net", "local"], &["sleep", "1000"]);
+    kill(pid(&watch.hurdle.info(&name)["core"]), Signal::SIGKILL).expect("it runs");
+    watch.end();
+}
+
+#[test]
+fn after_a_hundred_at_once() {
+    let watch = Watch::begin();
+    let start = |number: usize| {
+        let mut command = watch.hurdle.run(&["--net", "local"], "/bin/sh");
+        watch.hurdle.start(command.args(["-c", "exit 4"]), &format!("{number}.log"))
+    };
+    let running: Vec<Running> = (0..100).map(start).collect();
+    for running in running {
+        assert_eq!(running.join().code(), Some(4));
+    }
+    watch.end();
+}
+
+#[test]
+fn without_a_runtime_directory() {
+    let watch = Watch::begin();
+    let name = watch.hurdle.name("bare");
+    let mut command: Command = watch.hurdle.run(&["--name", &name, "--net", "local"], "/bin/true");
+    finish(command.env_remove("XDG_RUNTIME_DIR").env_remove("TMPDIR").env_remove("HOME"), LIMIT).success();
+    watch.end();
+}

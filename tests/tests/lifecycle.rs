@@ -1,0 +1,310 @@
+//! Looking into environments that run, and changing them: detach, ls, ps, enter, wait, kill, swap, rpc.
+
+use std::net::TcpStream;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use hurdle_tests::{Finished, Hurdle, Running, finish, until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Ends an environment when the test is over, however it ends.
+struct Ends<'a>(&'a Hurdle, String);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.command().args(["kill", &self.1]).output();
+    }
+}
+
+fn detached<'a>(hurdle: &'a Hurdle, base: &str, options: &[&str], program: &[&str]) -> Ends<'a> {
+    let name = hurdle.name(base);
+    hurdle.detach(&name, options, program);
+    Ends(hurdle, name)
+}
+
+fn enter(hurdle: &Hurdle, name: &str, program: &[&str]) -> Finished {
+    hurdle.call(&[&["enter", name, "--"], program].concat())
+}
+
+/// The right for an interface, as `hurdle ls` tells.
+fn right(hurdle: &Hurdle, name: &str, interface: &str) -> Value {
+    let info = hurdle.info(name);
+    let rights = info["rights"].as_array().expect("a list of rights");
+    rights.iter().find(|right| right["interface"] == interface).expect("this right").clone()
+}
+
+fn server_pid(hurdle: &Hurdle, name: &str, interface: &str) -> Option<i32> {
+    let pid = right(hurdle, name, interface)["state"]["Running"]["pid"].as_i64()?;
+    i32::try_from(pid).ok()
+}
+
+#[test]
+fn a_detached_environment_is_listed_until_it_is_killed() {
+    let hurdle = Hurdle::new();
+    let env = detached(&hurdle, "listed", &["--net", "local"], &["sleep", "1000"]);
+    let table = hurdle.call(&["ls"]).success().stdout;
+    assert!(table.starts_with("ENV") && table.contains(&env.1), "{table}");
+    let info = hurdle.info(&env.1);
+    assert_eq!(info["name"], env.1.as_str());
+    assert_eq!(info["parent"], "host");
+    assert_eq!(right(&hurdle, &env.1, "net")["spec"], "local");
+    assert_eq!(right(&hurdle, &env.1, "fs")["spec"], "share");
+    // Nothing has needed a net server yet.
+    assert_eq!(right(&hurdle, &env.1, "net")["state"], "Idle");
+
+    let processes = hurdle.json(&["ps", &env.1]);
+    let list = processes.as_array().expect("a list");
+    assert!(list.iter().any(|process| process["pid"] == 1), "{processes}");
+    assert!(list.iter().any(|process| process["command"] == "sleep 1000"), "{processes}");
+    assert!(hurdle.call(&["ps", &env.1]).success().stdout.contains("sleep 1000"));
+
+    hurdle.call(&["kill", &env.1]).success();
+    // It is gone when the command returns, not later.
+    assert!(!hurdle.call(&["ls"]).success().stdout.contains(&env.1));
+    hurdle.call(&["ls", &env.1]).exits(125).says("no environment");
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn enter_runs_one_more_program_inside() {
+    let hurdle = Hurdle::new();
+    let env = detached(&hurdle, "entered", &["--net", "local", "--auth", "root"], &["sleep", "1000"]);
+    assert_eq!(enter(&hurdle, &env.1, &["id", "-u"]).success().stdout, "0\n");
+    enter(&hurdle, &env.1, &["sh", "-c", "exit 42"]).exits(42);
+    enter(&hurdle, &env.1, &["sh", "-c", "kill -TERM $$"]).exits(143);
+    let told = enter(&hurdle, &env.1, &["sh", "-c", "echo out; echo err >&2"]).success();
+    assert_eq!((told.stdout.as_str(), told.stderr.as_str()), ("out\n", "err\n"));
+    // It sees the processes of the environment, and those alone.
+    let seen = enter(&hurdle, &env.1, &["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"]).success().stdout;
+    assert!(seen.contains("sleep 1000") && !seen.contains("hurdle enter"), "{seen}");
+    enter(&hurdle, &env.1, &["/nonexistent/program"]).exits(127).says("/nonexistent/program");
+    let mut input = hurdle.command();
+    input.args(["enter", &env.1, "--", "wc", "-c"]).stdin(std::fs::File::open("/etc/passwd").expect("a file"));
+    let counted = hurdle_tests::finish::finish_with(&mut input, LIMIT).success();
+    let size = std::fs::metadata("/etc/passwd").expect("a file").len();
+    assert_eq!(counted.stdout.trim(), size.to_string());
+    drop(env);
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn wait_ends_as_the_program_did() {
+    let hurdle = Hurdle::new();
+    let gate = hurdle.logs().join("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).expect("own directory");
+    let text = format!("read x < {}; exit 9", gate.display());
+    let env = detached(&hurdle, "awaited", &[], &["sh", "-c", &text]);
+    let waiting = hurdle.start(hurdle.command().args(["wait", &env.1]), "wait.log");
+    std::fs::write(&gate, "go\n").expect("a reader");
+    assert_eq!(waiting.join().code(), Some(9));
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn a_signal_goes_to_the_first_program() {
+    let hurdle = Hurdle::new();
+    let said = hurdle.logs().join("said");
+    let text = format!("trap 'echo heard > {0}' USR1; echo > {0}.ready; while :; do sleep 0.01; done", said.display());
+    let env = detached(&hurdle, "signalled", &[], &["sh", "-c", &text]);
+    until("the trap is set", || said.with_extension("ready").exists().then_some(()));
+    hurdle.call(&["kill", "--signal", "USR1", &env.1]).success();
+    until("the program hears it", || std::fs::read_to_string(&said).is_ok_and(|text| text == "heard\n").then_some(()));
+    let waiting = hurdle.start(hurdle.command().args(["wait", &env.1]), "wait.log");
+    hurdle.call(&["kill", "-s", "KILL", &env.1]).success();
+    assert_eq!(waiting.join().code(), Some(137));
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn a_name_is_taken_once() {
+    let hurdle = Hurdle::new();
+    let env = detached(&hurdle, "unique", &[], &["sleep", "1000"]);
+    hurdle.call(&["run", "--name", &env.1, "--", "true"]).exits(125).says(&env.1).says("--name");
+    hurdle.call(&["run", "--name", &env.1, "--detach", "--", "true"]).exits(125).says(&env.1);
+    hurdle.call(&["run", "--name", "not/a name", "--", "true"]).exits(125).says("not/a name");
+    // A failed detach says so in the foreground.
+    hurdle.call(&["run", "--detach", "--", "/nonexistent/program"]).exits(127).says("/nonexistent/program");
+    hurdle.call(&["kill", &env.1]).success();
+    hurdle.call(&["run", "--name", &env.1, "--", "true"]).success();
+    hurdle.assert_nothing_left();
+}
+
+/// Serves redis in an environment at the port that everybody uses.
+fn redis<'a>(hurdle: &'a Hurdle, base: &str) -> Ends<'a> {
+    let server = ["redis-server", "--save", "", "--appendonly", "no", "--port", "6379"];
+    let env = detached(hurdle, base, &["--net", "local"], &server);
+    until("redis answers", || (cli(hurdle, &env.1, &["ping"]).stdout == "PONG\n").then_some(()));
+    env
+}
+
+fn cli(hurdle: &Hurdle, name: &str, words: &[&str]) -> Finished {
+    enter(hurdle, name, &[&["redis-cli"], words].concat())
+}
+
+#[test]
+fn environments_have_ports_of_their_own() {
+    let hurdle = Hurdle::new();
+    let envs = [redis(&hurdle, "one"), redis(&hurdle, "two"), redis(&hurdle, "three")];
+    for env in &envs {
+        assert_eq!(cli(&hurdle, &env.1, &["set", "name", &env.1]).success().stdout, "OK\n");
+    }
+    for env in &envs {
+        assert_eq!(cli(&hurdle, &env.1, &["get", "name"]).success().stdout, format!("{}\n", env.1));
+    }
+    // Nothing of it is on the host, and nothing of the host is in there.
+    let native = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = native.local_addr().expect("it is bound").port().to_string();
+    let refused = cli(&hurdle, &envs[0].1, &["-p", &port, "ping"]);
+    assert!(!refused.status.success() && refused.stderr.contains("refused"), "{refused}");
+    drop(envs);
+    hurdle.assert_nothing_left();
+}
+
+/// A client that increments a counter over one connection for as long as it lives, and fails at the first error.
+fn counting(hurdle: &Hurdle, name: &str) -> Running {
+    let text = "exec 3<>/dev/tcp/127.0.0.1/6379 || exit 1
+        while :; do printf 'INCR count\\r\\n' >&3; read -t 20 -u 3 answer || exit 1; [ \"${answer:0:1}\" = : ] || exit 1; done";
+    hurdle.start(hurdle.command().args(["enter", name, "--", "bash", "-c", text]), "counting.log")
+}
+
+fn count(hurdle: &Hurdle, name: &str) -> u64 {
+    cli(hurdle, name, &["get", "count"]).success().stdout.trim().parse().unwrap_or(0)
+}
+
+/// Waits until the counter has gone on by a hundred.
+fn assert_goes_on(hurdle: &Hurdle, name: &str, client: &mut Running) {
+    let before = count(hurdle, name);
+    until("the client goes on", || {
+        client.assert_alive();
+        (count(hurdle, name) > before + 100).then_some(())
+    });
+}
+
+#[test]
+fn a_live_swap_keeps_connections() {
+    let hurdle = Hurdle::new();
+    let env = redis(&hurdle, "swapped");
+    let mut client = counting(&hurdle, &env.1);
+    assert_goes_on(&hurdle, &env.1, &mut client);
+    let mut last = server_pid(&hurdle, &env.1, "net");
+    for swap in 1..=3 {
+        let swapped = hurdle.json(&["swap", &env.1, "net=local"]);
+        assert_eq!((&swapped["from"], &swapped["to"]), (&Value::from("local"), &Value::from("local")));
+        assert_goes_on(&hurdle, &env.1, &mut client);
+        let now = server_pid(&hurdle, &env.1, "net");
+        assert_ne!(now, last, "another process serves");
+        last = now;
+        assert_eq!(right(&hurdle, &env.1, "net")["swaps"], swap);
+    }
+    drop(client);
+    drop(env);
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn a_server_that_is_killed_is_replaced() {
+    let hurdle = Hurdle::new();
+    let env = redis(&hurdle, "restarted");
+    let mut client = counting(&hurdle, &env.1);
+    assert_goes_on(&hurdle, &env.1, &mut client);
+    for death in 1..=3 {
+        let pid = until("a net server runs", || server_pid(&hurdle, &env.1, "net"));
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
+        // Old connections go on, new ones are made.
+        assert_goes_on(&hurdle, &env.1, &mut client);
+        until("the death is counted", || (right(&hurdle, &env.1, "net")["deaths"] == death).then_some(()));
+    }
+    drop(client);
+    drop(env);
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn a_swap_that_cannot_be_says_why() {
+    let hurdle = Hurdle::new();
+    let env = detached(&hurdle, "shared", &[], &["sleep", "1000"]);
+    hurdle.call(&["swap", &env.1, "net=local"]).exits(125).says("--swappable");
+    hurdle.call(&["swap", &env.1, "net=bogus"]).exits(125).says("bogus");
+    hurdle.call(&["swap", &env.1, "bogus=local"]).exits(125).says("bogus");
+    hurdle.call(&["swap", &env.1, "net"]).exits(125);
+    // The environment is as it was.
+    assert_eq!(right(&hurdle, &env.1, "net")["spec"], "share");
+    enter(&hurdle, &env.1, &["true"]).success();
+    drop(env);
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn rpc_lists_and_calls_anything() {
+    let hurdle = Hurdle::new();
+    let env = redis(&hurdle, "called");
+    let interfaces = hurdle.call(&["rpc", &env.1]).success().stdout;
+    for name in ["core", "net", "proc"] {
+        assert!(interfaces.lines().any(|line| line == name), "{interfaces}");
+    }
+    assert!(hurdle.call(&["rpc", &env.1, "net"]).success().stdout.contains("sockets()"));
+    let sockets: Value = serde_json::from_str(&hurdle.call(&["rpc", &env.1, "net.sockets"]).success().stdout).unwrap();
+    let listens = |socket: &Value| socket["state"] == "LISTEN" && socket["local"] == "127.0.0.1:6379";
+    assert!(sockets.as_array().is_some_and(|all| all.iter().any(listens)), "{sockets}");
+    hurdle.call(&["rpc", &env.1, "proc.set_host_name", "fold"]).success();
+    assert_eq!(enter(&hurdle, &env.1, &["hostname"]).success().stdout, "fold\n");
+    hurdle.call(&["rpc", &env.1, "net.bogus"]).exits(125).says("bogus");
+    hurdle.call(&["rpc", &env.1, "bogus.list"]).exits(125).says("bogus");
+    hurdle.call(&["rpc", &env.1, "proc.signal", "1"]).exits(125).says("2 arguments");
+    hurdle.call(&["rpc", &env.1, "proc.signal", "word", "{}"]).exits(125);
+    drop(env);
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn doctor_says_what_works_here() {
+    let hurdle = Hurdle::new();
+    let report = hurdle.call(&["doctor"]).success();
+    assert!(report.stdout.to_lowercase().contains("user namespaces"), "{report}");
+    assert!(hurdle.json(&["doctor"]).as_array().is_some_and(|checks| checks.len() >= 5));
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn demo_takes_less_than_ten_seconds() {
+    let hurdle = Hurdle::new();
+    let begin = Instant::now();
+    let shown = hurdle.call(&["demo"]).success();
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    for word in ["share", "local", "swap"] {
+        assert!(shown.stdout.contains(word), "{word}: {shown}");
+    }
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn completions_complete() {
+    let hurdle = Hurdle::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = hurdle.call(&["completions", shell]).success().stdout;
+        assert!(script.contains("swappable"), "{shell}: {script}");
+    }
+    let script = hurdle.logs().join("completion");
+    std::fs::write(&script, hurdle.call(&["completions", "bash"]).success().stdout).expect("own file");
+    let ask = "source \"$0\"; COMP_WORDS=(hurdle r); COMP_CWORD=1; _hurdle hurdle r hurdle; echo \"${COMPREPLY[@]}\"";
+    let done = finish(Command::new("/bin/bash").args(["-c", ask]).arg(&script), LIMIT).success();
+    assert!(done.stdout.split_whitespace().any(|word| word == "run"), "{done}");
+}
+
+#[test]
+fn a_native_port_is_not_taken() {
+    // With the network shared, a server inside is the host's to reach, and gone with the environment.
+    let hurdle = Hurdle::new();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr()).expect("a free port");
+    let port = free.port().to_string();
+    let env =
+        detached(&hurdle, "visible", &[], &["/usr/bin/python3", "-m", "http.server", &port, "--bind", "127.0.0.1"]);
+    until("the host reaches it", || TcpStream::connect(free).ok());
+    drop(env);
+    assert!(TcpStream::connect(free).is_err());
+    hurdle.assert_nothing_left();
+}

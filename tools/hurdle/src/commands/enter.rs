@@ -1,0 +1,157 @@
+//! `hurdle enter`: one more program in an environment. On a terminal it gets a terminal of its own, which this process
+//! relays, since the environment belongs to another session; otherwise it gets the caller's files themselves.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt as _;
+use std::process::ExitCode;
+
+use hurdle_proto::init::{Group, Program};
+use hurdle_proto::process::process;
+use hurdle_sys::process::{self as processes, Signals, State, Status, Until, numbers};
+use hurdle_sys::tty;
+use hurdle_wire::{CallError, Fd};
+
+use super::look;
+use super::run::program_or_shell;
+use crate::failure::{Failure, OWN};
+
+/// Handed on to the program.
+const FORWARDED: &[i32] =
+    &[numbers::SIGTERM, numbers::SIGHUP, numbers::SIGINT, numbers::SIGQUIT, numbers::SIGUSR1, numbers::SIGUSR2];
+
+pub(crate) fn enter(env: &str, command: Vec<OsString>) -> Result<ExitCode, Failure> {
+    let client = process::Client::from(look::server(env, "proc")?);
+    let argv = program_or_shell(command);
+    let name = argv[0].to_string_lossy().into_owned();
+    let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    let (status, status_end) = processes::pipe()?;
+    let (relay, stdio) = if terminal {
+        let (master, slave) = tty::open_pty()?;
+        let _ = tty::copy_size(io::stdin(), &master);
+        let copies = [slave.try_clone()?, slave.try_clone()?, slave];
+        (Some(master), copies)
+    } else {
+        (None, [processes::duplicate(0)?, processes::duplicate(1)?, processes::duplicate(2)?])
+    };
+    let mut handed: Vec<i32> = FORWARDED.to_vec();
+    if terminal {
+        handed.push(numbers::SIGWINCH);
+    }
+    let signals = Signals::block(&handed)?;
+    let pid = client
+        .spawn(Program {
+            argv: argv.into_iter().map(OsString::into_vec).collect(),
+            env: std::env::vars_os().map(|(key, value)| (key.into_vec(), value.into_vec())).collect(),
+            cwd: std::env::current_dir().map_or_else(|_| b"/".to_vec(), |dir| OsString::from(dir).into_vec()),
+            stdio: stdio.map(Fd::from),
+            fds: Vec::new(),
+            status: Fd::from(status_end),
+            group: if terminal { Group::Terminal } else { Group::Session },
+        })
+        .wait()
+        .map_err(|e| match &e {
+            CallError::Refused(refused) => {
+                let (code, why) = hurdle_core::exec_failure(&io::Error::from_raw_os_error(refused.errno));
+                Failure::new(name, why).code(code)
+            }
+            _ => Failure::call(env, &e),
+        })?;
+    let raw = relay.is_some().then(|| tty::Raw::new(io::stdin())).transpose()?;
+    let status = Session { client, pid, signals, relay }.follow(status)?;
+    drop(raw);
+    match status {
+        Some(status) => Ok(ExitCode::from(u8::try_from(status.shell_code()).unwrap_or(OWN))),
+        None => Err(Failure::new(env, "the environment ended, and the program with it").code(137)),
+    }
+}
+
+struct Session {
+    client: process::Client,
+    pid: i32,
+    signals: Signals,
+    /// Our end of the program's terminal.
+    relay: Option<OwnedFd>,
+}
+
+impl Session {
+    /// Until the program ends; `None` if its environment did.
+    fn follow(mut self, status: OwnedFd) -> Result<Option<Status>, Failure> {
+        let mut status = File::from(status);
+        let stdin = processes::duplicate(0)?;
+        let mut reading = self.relay.is_some();
+        loop {
+            let mut fds = vec![(status.as_fd(), Until::Readable), (self.signals.as_fd(), Until::Readable)];
+            if let Some(relay) = &self.relay {
+                fds.push((relay.as_fd(), Until::Readable));
+                if reading {
+                    fds.push((stdin.as_fd(), Until::Readable));
+                }
+            }
+            let ready = processes::poll(&fds, None)?;
+            let is = |n: usize| ready.get(n) == Some(&true);
+            if is(1) {
+                self.forward();
+            }
+            if is(2) && !self.output()? {
+                self.relay = None;
+            }
+            if is(3) {
+                reading = self.input(&stdin)?;
+            }
+            if is(0) {
+                let mut word = [0; 4];
+                if status.read_exact(&mut word).is_err() {
+                    return Ok(None);
+                }
+                let now = Status(i32::from_ne_bytes(word));
+                if matches!(now.state(), State::Exited(_) | State::Killed(_)) {
+                    // What it wrote last.
+                    while let Some(relay) = &self.relay
+                        && processes::poll(&[(relay.as_fd(), Until::Readable)], Some(std::time::Instant::now()))?[0]
+                        && self.output()?
+                    {}
+                    return Ok(Some(now));
+                }
+            }
+        }
+    }
+
+    fn forward(&self) {
+        while let Ok(Some((signal, _))) = self.signals.next() {
+            if signal == numbers::SIGWINCH {
+                if let Some(relay) = &self.relay {
+                    let _ = tty::copy_size(io::stdin(), relay);
+                }
+            } else {
+                let _ = self.client.signal(self.pid, signal).wait();
+            }
+        }
+    }
+
+    /// From the program's terminal to ours; false at its end (EIO once no program holds the other side).
+    fn output(&self) -> io::Result<bool> {
+        let Some(relay) = &self.relay else { return Ok(false) };
+        let mut buffer = [0; 16 * 1024];
+        match File::from(relay.try_clone()?).read(&mut buffer) {
+            Ok(0) | Err(_) => Ok(false),
+            Ok(got) => {
+                let mut out = io::stdout().lock();
+                out.write_all(&buffer[..got])?;
+                out.flush()?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// From our terminal to the program's; false at its end.
+    fn input(&self, stdin: &OwnedFd) -> io::Result<bool> {
+        let Some(relay) = &self.relay else { return Ok(false) };
+        let mut buffer = [0; 4096];
+        let got = File::from(stdin.try_clone()?).read(&mut buffer).unwrap_or(0);
+        File::from(relay.try_clone()?).write_all(&buffer[..got])?;
+        Ok(got > 0)
+    }
+}

@@ -1,0 +1,163 @@
+//! Commands that look at environments that run, wait for them, end them, and swap their servers.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use hurdle_proto::core::{EnvInfo, RightState, core};
+use hurdle_proto::process::process;
+use hurdle_proto::spec::Spec;
+use hurdle_sys::process::{Status, numbers};
+use hurdle_wire::{CallError, Channel};
+
+use crate::failure::Failure;
+use crate::output::{self, Table};
+
+/// No deadline that a user would see.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The core of the caller's environment `name`.
+pub(crate) fn find(name: &str) -> Result<core::Client, Failure> {
+    hurdle_core::connect(name).map_err(|e| match e.raw_os_error() {
+        Some(numbers::ECONNREFUSED) => {
+            let names = hurdle_core::names().unwrap_or_default();
+            let hint = if names.is_empty() { "none runs".to_string() } else { format!("there is {}", names.join(", ")) };
+            Failure::new(format!("no environment {name:?}"), hint)
+        }
+        Some(numbers::EPERM) => Failure::new(name, "the socket of this name belongs to another user"),
+        _ => Failure::new(name, e),
+    })
+}
+
+/// A channel to the server of an interface.
+pub(crate) fn server(env: &str, interface: &str) -> Result<Channel, Failure> {
+    let fd = find(env)?.lookup(interface.to_string()).wait().map_err(|e| Failure::call(env, &e))?;
+    Ok(Channel::from(fd.into_owned()?))
+}
+
+pub(crate) fn ls(env: Option<&str>, json: bool) -> Result<ExitCode, Failure> {
+    let mut infos = Vec::new();
+    match env {
+        Some(name) => infos.push(find(name)?.info().wait().map_err(|e| Failure::call(name, &e))?),
+        None => {
+            for name in hurdle_core::names()? {
+                // One that ends meanwhile is none.
+                if let Ok(core) = hurdle_core::connect(&name)
+                    && let Ok(info) = core.info().wait()
+                {
+                    infos.push(info);
+                }
+            }
+        }
+    }
+    if json {
+        return output::json(&infos);
+    }
+    let mut table = Table::new(&["ENV", "PARENT", "UP", "FS", "NET", "AUTH", "PROC", "SERVERS", "COMMAND"]);
+    for info in &infos {
+        let spec = |interface: &str| {
+            let right = info.rights.iter().find(|right| right.interface == interface);
+            right.map(|right| right.spec.to_string()).unwrap_or_default()
+        };
+        table.row(vec![
+            info.name.clone(),
+            info.parent.clone(),
+            output::age(info.up_ms),
+            spec("fs"),
+            spec("net"),
+            spec("auth"),
+            spec("proc"),
+            servers(info),
+            info.command.clone(),
+        ]);
+    }
+    table.print();
+    if env.is_some() {
+        for right in infos.iter().flat_map(|info| &info.rights) {
+            for line in &right.stderr {
+                println!("{} said: {line}", right.interface);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What runs, in a few words each: `net 4130 up 4s, 1 swap`.
+fn servers(info: &EnvInfo) -> String {
+    let mut all = Vec::new();
+    for right in &info.rights {
+        let mut words = match &right.state {
+            RightState::Idle if right.deaths == 0 && right.swaps == 0 => continue,
+            RightState::Idle => format!("{} idle", right.interface),
+            RightState::Starting => format!("{} starting", right.interface),
+            RightState::Running { pid, up_ms } => format!("{} {pid} up {}", right.interface, output::age(*up_ms)),
+            RightState::Failed { reason } => format!("{} failed: {reason}", right.interface),
+        };
+        for (count, name) in [(right.swaps, "swap"), (right.deaths, "death")] {
+            if count > 0 {
+                words.push_str(&format!(", {count} {name}{}", if count == 1 { "" } else { "s" }));
+            }
+        }
+        all.push(words);
+    }
+    if all.is_empty() { "-".into() } else { all.join("; ") }
+}
+
+pub(crate) fn ps(env: &str, json: bool) -> Result<ExitCode, Failure> {
+    let client = process::Client::from(server(env, "proc")?);
+    let list = client.list().wait().map_err(|e| Failure::call(env, &e))?;
+    if json {
+        return output::json(&list);
+    }
+    let mut table = Table::new(&["PID", "OUTER", "PPID", "UID", "S", "THR", "RSS", "CPU", "COMMAND"]);
+    for p in list {
+        table.row(vec![
+            p.pid.to_string(),
+            p.outer_pid.to_string(),
+            p.parent.to_string(),
+            p.uid.to_string(),
+            p.state.to_string(),
+            p.threads.to_string(),
+            format!("{}K", p.rss_kib),
+            output::age(p.cpu_ms),
+            p.command,
+        ]);
+    }
+    table.print();
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn wait(env: &str, json: bool) -> Result<ExitCode, Failure> {
+    let raw = find(env)?.wait().deadline(FOR_EVER).wait().map_err(|e| Failure::call(env, &e))?;
+    let code = Status(raw).shell_code();
+    if json {
+        output::json(&serde_json::json!({ "env": env, "exit": code }))?;
+    }
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(crate::failure::OWN)))
+}
+
+pub(crate) fn kill(envs: &[String], signal: Option<i32>) -> Result<ExitCode, Failure> {
+    for env in envs {
+        let core = find(env)?;
+        match core.kill(signal.unwrap_or(0)).wait() {
+            Ok(()) => {}
+            // It ended before it could say so.
+            Err(CallError::Dead) if signal.is_none() => {}
+            Err(e) => return Err(Failure::call(env, &e)),
+        }
+        if signal.is_none() {
+            // Nothing of it is left when this returns.
+            let _ = core.wait().wait();
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn swap(env: &str, interface: String, to: Spec, json: bool) -> Result<ExitCode, Failure> {
+    let swapped = find(env)?.swap(interface.clone(), to).wait().map_err(|e| Failure::call(env, &e))?;
+    if json {
+        return output::json(&swapped);
+    }
+    let pause = output::micros(swapped.pause_us);
+    println!("{env}: {interface}={} is now {interface}={} (traffic waited {pause})", swapped.from, swapped.to);
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,117 @@
+//! `hurdle run`: the launch, and the core's life until the program ends.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read as _};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use hurdle_core::{Running, Setup, Start};
+use hurdle_proto::spec::Spec;
+use hurdle_sys::process::{self, Group, State, Status};
+use hurdle_sys::tty;
+
+use crate::cli::Run;
+use crate::failure::{Failure, OWN};
+use crate::policy::{self, Standard};
+
+pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
+    let rights = rights(&options)?;
+    let plan = policy::plan(&rights, options.swappable)?;
+    for note in &plan.notes {
+        eprintln!("hurdle: note: {note}");
+    }
+    let setup = Setup {
+        name: options.name,
+        plan,
+        rights,
+        start: Start {
+            argv: program_or_shell(options.command),
+            env: std::env::vars_os().collect(),
+            cwd: std::env::current_dir().map_or_else(|_| "/".into(), OsString::from),
+            group: if options.detach { Group::Session } else { group() },
+            fds: options.fds,
+            confirm: options.detach,
+        },
+        policy: Box::new(Standard),
+    };
+    if options.detach { detach(setup) } else { Ok(end_as(Running::launch(setup)?.serve()?)) }
+}
+
+/// What each interface is served by: as asked, else as `--isolated` says, else shared.
+fn rights(options: &Run) -> Result<Vec<(String, Spec)>, Failure> {
+    let choose = |asked: &Option<Spec>, shared: &str, isolated: &str| {
+        asked.clone().unwrap_or_else(|| Spec::plain(if options.isolated { isolated } else { shared }))
+    };
+    let mut rights = vec![
+        ("fs".to_string(), choose(&options.fs, "share", "share")),
+        ("net".to_string(), choose(&options.net, "share", "local")),
+        ("auth".to_string(), choose(&options.auth, "same", "root")),
+        ("proc".to_string(), choose(&options.proc, "own", "own")),
+    ];
+    for (name, spec) in &options.servers {
+        if rights.iter().any(|(other, _)| other == name) {
+            return Err(Failure::new(format!("--server {name}={spec}"), "this interface has a server already"));
+        }
+        rights.push((name.clone(), spec.clone()));
+    }
+    Ok(rights)
+}
+
+/// What the user named, else his shell.
+pub(crate) fn program_or_shell(command: Vec<OsString>) -> Vec<OsString> {
+    if command.is_empty() { vec![std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())] } else { command }
+}
+
+/// A job of its own on an interactive terminal has its program in the foreground, in a process group of its own; one that
+/// shares its group with a pipeline or a script stays in it, as any command would.
+fn group() -> Group {
+    let terminal = io::stdin().is_terminal() && io::stdout().is_terminal() && io::stderr().is_terminal();
+    if terminal && process::leads_group() && tty::in_foreground(io::stdin()) { Group::Foreground } else { Group::Inherit }
+}
+
+/// Ends as the program did: with its exit status, or by its signal.
+fn end_as(status: Status) -> ExitCode {
+    if let State::Killed(signal) = status.state() {
+        process::die_by(signal);
+    }
+    ExitCode::from(u8::try_from(status.shell_code()).unwrap_or(OWN))
+}
+
+/// The core goes on as a child without a terminal; this process waits for its first word: an empty one is success.
+fn detach(setup: Setup) -> Result<ExitCode, Failure> {
+    let (read, write) = process::pipe()?;
+    if process::detach()?.is_some() {
+        drop(write);
+        let mut said = String::new();
+        File::from(read).read_to_string(&mut said)?;
+        return match said.split_once('\n') {
+            Some(("ok", name)) => {
+                println!("{name}");
+                Ok(ExitCode::SUCCESS)
+            }
+            _ => {
+                let (code, why) = said.split_once('\n').unwrap_or(("", "it ended without a word"));
+                Err(Failure::new("--detach", why).code(code.parse().unwrap_or(OWN)))
+            }
+        };
+    }
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    for number in 0..3 {
+        process::replace(null.as_fd(), number)?;
+    }
+    let mut write = File::from(write);
+    let say = |write: &mut File, text: String| io::Write::write_all(write, text.as_bytes());
+    match Running::launch(setup) {
+        Ok(running) => {
+            say(&mut write, format!("ok\n{}", running.name()))?;
+            drop(write);
+            Ok(end_as(running.serve()?))
+        }
+        Err(e) => {
+            let failure = Failure::from(e);
+            say(&mut write, format!("{}\n{failure}", failure.code))?;
+            Ok(ExitCode::from(failure.code))
+        }
+    }
+}

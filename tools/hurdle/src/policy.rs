@@ -1,0 +1,78 @@
+//! What the server kinds mean: which crate plans them, which program serves them, what can become what.
+
+use hurdle_core::{Command, Policy};
+use hurdle_proto::plan::Plan;
+use hurdle_proto::spec::{Layer, Spec, SpecError};
+
+/// The standard interfaces, in the order in which they plan: files before what is mounted on them.
+pub(crate) const STANDARD: &[&str] = &["fs", "net", "auth", "proc"];
+
+/// The sum of what these servers need at launch.
+pub(crate) fn plan(rights: &[(String, Spec)], swappable: bool) -> Result<Plan, crate::Failure> {
+    let mut plan = Plan::new()?;
+    for (interface, spec) in rights {
+        match interface.as_str() {
+            "fs" => hurdle_fs::plan(spec, &mut plan)?,
+            "net" => hurdle_net::plan(spec, swappable, &mut plan)?,
+            "auth" => hurdle_auth::plan(spec, &mut plan)?,
+            "proc" => hurdle_proc::plan(spec, &mut plan)?,
+            _ => custom(spec)?,
+        }
+    }
+    Ok(plan)
+}
+
+/// An interface of the user's own is served by a program of his.
+fn custom(spec: &Spec) -> Result<(), SpecError> {
+    program(spec.single()?).map(|_| ()).map_err(|why| spec.error(why))
+}
+
+fn program(layer: &Layer) -> Result<&str, String> {
+    if !layer.is_program() {
+        return Err("it must be the path of a program, with a `/` in it".into());
+    }
+    let path = std::path::Path::new(&layer.kind);
+    match path.metadata() {
+        Ok(meta) if meta.is_file() => Ok(&layer.kind),
+        Ok(_) => Err(format!("{} is no file that could be run", path.display())),
+        Err(e) => Err(format!("{} can't be run: {e}", path.display())),
+    }
+}
+
+/// The one policy of the `hurdle` command.
+pub(crate) struct Standard;
+
+impl Policy for Standard {
+    fn server(&self, interface: &str, spec: &Spec) -> Result<Command, String> {
+        let layer = spec.single().map_err(|e| e.to_string())?;
+        if layer.is_program() {
+            return program(layer).map(|path| Command { file: path.into(), argv: vec![path.into()] });
+        }
+        // This very file, also if another has taken its place since.
+        Ok(Command { file: "/proc/self/exe".into(), argv: vec!["hurdle".into(), "server".into(), interface.into()] })
+    }
+
+    fn may_swap(&self, interface: &str, from: &Spec, to: &Spec, trapped: bool) -> Result<(), String> {
+        let layer = to.single().map_err(|e| e.to_string())?;
+        if layer.is_program() {
+            program(layer)?;
+        }
+        if interface == "net" {
+            if !trapped {
+                return Err(format!(
+                    "net={from} was launched without traps, which can't be added to running programs; launch it with \
+                     `hurdle run --swappable`"
+                ));
+            }
+            return hurdle_net::may_swap(to).map_err(|e| e.to_string());
+        }
+        let same = from.single().is_ok_and(|from| from.kind == layer.kind);
+        if STANDARD.contains(&interface) && !same && !layer.is_program() {
+            return Err(format!("{interface}={from} can't become {to} while programs run: it is decided at launch"));
+        }
+        if !STANDARD.contains(&interface) {
+            custom(to).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+}

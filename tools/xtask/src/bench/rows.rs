@@ -1,0 +1,161 @@
+//! What is measured, and what it has to come to. A row is one declaration here.
+
+use std::path::Path;
+
+use super::workload;
+use crate::shell::Result;
+
+/// A way to run the workload.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Side {
+    /// On Linux as it is.
+    Native,
+    /// In `hurdle run` with these options.
+    Hurdle(&'static [&'static str]),
+    /// In bubblewrap with these options.
+    Bwrap(&'static [&'static str]),
+}
+
+impl Side {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Side::Native => "native",
+            Side::Hurdle(_) => "hurdle",
+            Side::Bwrap(_) => "bwrap",
+        }
+    }
+}
+
+/// How a row is measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Measure {
+    /// Wall time of one launch of `true`, in ms.
+    Launch,
+    /// Launches of `true` per second, as many at once as there are CPUs.
+    Rate,
+    /// The figure that a function of `workload` returns, after another one has made its files.
+    Inside { work: fn(&Path) -> Result<f64>, prepare: fn(&Path) -> Result, rounds: usize },
+    /// PSS of all processes of an idle environment but its program, in MiB.
+    Memory,
+    /// What the wire crate's own benchmark prints, in µs.
+    Rpc,
+}
+
+/// What a row has to come to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Bound {
+    /// hurdle's figure is at most so many times that of the side named.
+    AtMost(f64, &'static str),
+    /// hurdle's figure is at least so many times that of the side named.
+    AtLeast(f64, &'static str),
+    /// hurdle's figure is at most this.
+    Below(f64),
+    /// hurdle's figure is at least this.
+    Above(f64),
+}
+
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) what: &'static str,
+    pub(crate) unit: &'static str,
+    /// All on one CPU.
+    pub(crate) pinned: bool,
+    pub(crate) measure: Measure,
+    pub(crate) sides: &'static [Side],
+    pub(crate) bound: Bound,
+}
+
+const ALL: Side = Side::Bwrap(&["--unshare-all", "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]);
+const NET: Side = Side::Bwrap(&["--unshare-pid", "--unshare-net", "--dev-bind", "/", "/", "--proc", "/proc"]);
+const FILES: Side = Side::Bwrap(&["--unshare-pid", "--dev-bind", "/", "/", "--proc", "/proc"]);
+const LAUNCH: &[Side] = &[Side::Native, Side::Hurdle(&[]), ALL];
+const LAUNCH_LOCAL: &[Side] = &[Side::Native, Side::Hurdle(&["--net", "local", "--auth", "root"]), ALL];
+const LOCAL: &[Side] = &[Side::Native, Side::Hurdle(&["--net", "local"]), NET];
+const SHARE: &[Side] = &[Side::Native, Side::Hurdle(&["--fs", "share"]), FILES];
+
+fn nothing(_: &Path) -> Result {
+    Ok(())
+}
+
+const fn inside(work: fn(&Path) -> Result<f64>) -> Measure {
+    Measure::Inside { work, prepare: nothing, rounds: 7 }
+}
+
+const fn on_files(work: fn(&Path) -> Result<f64>, prepare: fn(&Path) -> Result, rounds: usize) -> Measure {
+    Measure::Inside { work, prepare, rounds }
+}
+
+const fn local(name: &'static str, what: &'static str, unit: &'static str, measure: Measure, at_least: f64) -> Row {
+    Row { name, what, unit, pinned: false, measure, sides: LOCAL, bound: Bound::AtLeast(at_least, "native") }
+}
+
+const fn share(name: &'static str, what: &'static str, measure: Measure) -> Row {
+    Row { name, what, unit: "ms", pinned: false, measure, sides: SHARE, bound: Bound::AtMost(1.02, "native") }
+}
+
+const fn pinned(row: Row) -> Row {
+    Row { pinned: true, ..row }
+}
+
+const fn launch(name: &'static str, what: &'static str, sides: &'static [Side], at_most: f64) -> Row {
+    Row {
+        name,
+        what,
+        unit: "ms",
+        pinned: false,
+        measure: Measure::Launch,
+        sides,
+        bound: Bound::AtMost(at_most, "bwrap"),
+    }
+}
+
+const fn alone(name: &'static str, what: &'static str, unit: &'static str, measure: Measure, bound: Bound) -> Row {
+    Row { name, what, unit, pinned: false, measure, sides: &[Side::Hurdle(&["--net", "local"])], bound }
+}
+
+/// All rows, in the order of docs/performance.md.
+pub(crate) const ROWS: &[Row] = &[
+    launch("launch", "`hurdle run -- true`", LAUNCH, 1.2),
+    pinned(launch("launch-pinned", "the same on one CPU", LAUNCH, 1.2)),
+    launch("launch-local", "`hurdle run --net local --auth root -- true`", LAUNCH_LOCAL, 1.5),
+    pinned(launch("launch-local-pinned", "the same on one CPU", LAUNCH_LOCAL, 1.5)),
+    pinned(Row {
+        name: "rpc",
+        what: "null RPC, 64 bytes, both ends on one CPU, against a raw SEQPACKET ping-pong",
+        unit: "µs",
+        pinned: true,
+        measure: Measure::Rpc,
+        sides: &[],
+        bound: Bound::AtMost(1.5, "native"),
+    }),
+    local("redis-c50", "redis-benchmark GET, 50 clients", "/s", inside(workload::redis_50), 1.2),
+    local("redis-c1", "redis-benchmark GET, 1 client", "/s", inside(workload::redis_1), 1.1),
+    pinned(local("redis-c50-pinned", "50 clients, one CPU", "/s", inside(workload::redis_50), 1.2)),
+    pinned(local("redis-c1-pinned", "1 client, one CPU", "/s", inside(workload::redis_1), 1.2)),
+    local("nginx", "nginx keep-alive, wrk", "/s", inside(workload::nginx_keep_alive), 1.15),
+    local("pgbench", "pgbench -S -c4", "/s", on_files(workload::pgbench, workload::database, 7), 1.1),
+    local("iperf3", "iperf3", "Gbit/s", inside(workload::iperf3), 1.4),
+    pinned(local("iperf3-pinned", "iperf3, one CPU", "Gbit/s", inside(workload::iperf3), 3.0)),
+    local("nginx-close", "a connection per request, wrk", "/s", inside(workload::nginx_close), 0.3),
+    pinned(local("nginx-close-pinned", "a connection per request, one CPU", "/s", inside(workload::nginx_close), 0.6)),
+    share("find", "find over 8,000 files, warm", on_files(workload::find, workload::tree, 25)),
+    share("tar", "tar of 8,000 files", on_files(workload::tar, workload::tree, 25)),
+    share("git-status", "git status, 8,000 files", on_files(workload::git_status, workload::repository, 25)),
+    share("c-build", "a C build, make -j2", on_files(workload::c_build, workload::c_project, 9)),
+    alone("memory", "an idle environment after its first connection: PSS", "MiB", Measure::Memory, Bound::Below(3.0)),
+    Row {
+        name: "rate",
+        what: "environments created per second",
+        unit: "/s",
+        pinned: false,
+        measure: Measure::Rate,
+        sides: LAUNCH,
+        bound: Bound::Above(150.0),
+    },
+];
+
+/// The row called `name`.
+pub(crate) fn named(name: &str) -> Result<&'static Row> {
+    ROWS.iter().find(|row| row.name == name).ok_or_else(|| format!("no row {name}").into())
+}

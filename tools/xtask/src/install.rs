@@ -1,0 +1,110 @@
+//! What the tests and benchmarks need on a bare Debian machine. Does nothing where it is there.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use crate::shell::{self, Result, cargo, installed, succeeds, user_id};
+use crate::stage::USER;
+
+/// What is needed, and the Debian package that has it. A name without `/` is a program.
+const NEEDED: &[(&str, &str)] = &[
+    ("bwrap", "bubblewrap"),
+    ("newuidmap", "uidmap"),
+    ("redis-server", "redis-server"),
+    ("redis-benchmark", "redis-tools"),
+    ("nginx", "nginx-light"),
+    ("wrk", "wrk"),
+    ("curl", "curl"),
+    ("iperf3", "iperf3"),
+    ("/usr/lib/postgresql", "postgresql"),
+    ("pgbench", "postgresql-client-common"),
+    ("/usr/bin/python3", "python3"),
+    ("/usr/lib/python3.11/test/test_socket.py", "libpython3.11-testsuite"),
+    ("node", "nodejs"),
+    ("go", "golang-go"),
+    ("javac", "default-jdk-headless"),
+    ("git", "git"),
+    ("gcc", "gcc"),
+    ("make", "make"),
+    ("ip", "iproute2"),
+    ("ps", "procps"),
+    ("hostname", "hostname"),
+    ("useradd", "passwd"),
+    ("setsid", "util-linux"),
+    ("find", "findutils"),
+    ("tar", "tar"),
+];
+
+/// The version is pinned: a newer one may refuse what this one allows.
+const DENY: &str = "cargo-deny@0.20.2";
+
+fn packages(missing: &[&str]) -> Result {
+    // Debian starts a service when it installs one; these tests start their own.
+    let policy = Path::new("/usr/sbin/policy-rc.d");
+    let ours = !policy.exists();
+    if ours {
+        std::fs::write(policy, "#!/bin/sh\nexit 101\n")?;
+        std::fs::set_permissions(policy, Permissions::from_mode(0o755))?;
+    }
+    let apt = |arguments: &[&str]| {
+        shell::run(Command::new("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    let done = apt(&["update", "-q"])
+        .and_then(|()| apt(&[&["install", "-q", "-y", "--no-install-recommends"], missing].concat()));
+    if ours {
+        std::fs::remove_file(policy)?;
+    }
+    done
+}
+
+/// The chore.
+pub(crate) fn run() -> Result {
+    let there = |name: &str| if name.contains('/') { Path::new(name).exists() } else { installed(name).is_some() };
+    let missing: Vec<&str> = NEEDED.iter().filter(|(name, _)| !there(name)).map(|(_, package)| *package).collect();
+    if user_id() != 0 {
+        if !missing.is_empty() {
+            return Err(format!("as root: apt-get install {}", missing.join(" ")).into());
+        }
+        eprintln!("not root: the user {USER} and the devices are left as they are");
+        return Ok(());
+    }
+    if !missing.is_empty() {
+        packages(&missing)?;
+    }
+    user()?;
+    // As distributions with udev have them.
+    for device in ["/dev/fuse", "/dev/net/tun"] {
+        if Path::new(device).exists() {
+            std::fs::set_permissions(device, Permissions::from_mode(0o666))?;
+        }
+    }
+    deny()
+}
+
+/// The unprivileged user of the tests, with ranges of ids of its own.
+fn user() -> Result {
+    let passwd = std::fs::read_to_string("/etc/passwd")?;
+    if !passwd.lines().any(|line| line.starts_with(&format!("{USER}:"))) {
+        shell::run(Command::new("useradd").args(["--create-home", "--shell", "/bin/bash", USER]))?;
+    }
+    for (file, option) in [("/etc/subuid", "--add-subuids"), ("/etc/subgid", "--add-subgids")] {
+        let ranges = std::fs::read_to_string(file).unwrap_or_default();
+        if !ranges.lines().any(|line| line.starts_with(&format!("{USER}:"))) {
+            shell::run(Command::new("usermod").args([option, "700000-765535", USER]))?;
+        }
+    }
+    Ok(())
+}
+
+/// cargo-deny. Its debug build is done in a minute, an optimized one in many, and it runs for seconds only.
+fn deny() -> Result {
+    if std::env::var_os("HURDLE_NO_DENY").is_some() || succeeds(&mut cargo(&["deny", "--version"])) {
+        return Ok(());
+    }
+    // Elsewhere, so that this workspace's settings are not used to build it.
+    shell::run(
+        cargo(&["install", "--quiet", "--locked", "--debug", DENY]).current_dir("/").env_remove("CARGO_TARGET_DIR"),
+    )
+}
