@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -48,6 +48,10 @@ pub(crate) struct Inside<'a> {
 
 /// Runs as pid 1 until the first program ends. Returns the exit code of init itself.
 pub(crate) fn run(inside: Inside<'_>) -> i32 {
+    // What else the core has open is not for this place; its control socket, above all.
+    let mut keep = inside.program.fds();
+    keep.extend([inside.control.as_raw_fd(), inside.status.as_raw_fd()]);
+    process::close_all_but(&mut keep);
     match set_up(&inside) {
         Ok(trap) => {
             // Said even where nobody is trapped: it is the proof that the set-up is over.

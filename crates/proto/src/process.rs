@@ -29,7 +29,7 @@ pub struct ProcessInfo {
 
 hurdle_wire::interface! {
     /// Served by a proc server.
-    pub mod process = 7 {
+    pub mod proc = 7 {
         /// All of them, in the order of their pids inside.
         1 idempotent fn list() -> Vec<ProcessInfo>;
         /// kill(2) with pids as the environment sees them; a negative one is a process group.

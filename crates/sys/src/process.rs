@@ -121,6 +121,11 @@ impl Launch {
         self
     }
 
+    /// The fds that it holds.
+    pub fn fds(&self) -> Vec<RawFd> {
+        self.stdio.iter().chain(self.extra.iter().map(|(fd, _)| fd)).map(AsRawFd::as_raw_fd).collect()
+    }
+
     /// fork(2) and execve(2). Returns the child's pid once its exec has succeeded; the caller reaps it.
     ///
     /// Errors: that of the exec, as execvp(3) reports it (ENOENT, EACCES, ENOEXEC…); EAGAIN at the limit of processes.
@@ -426,6 +431,22 @@ pub fn poll(fds: &[(BorrowedFd<'_>, Until)], deadline: Option<Instant>) -> io::R
 /// Whether the other side of `fd` has ended (POLLHUP or POLLERR).
 pub fn ended(fd: BorrowedFd<'_>) -> bool {
     poll(&[(fd, Until::Ended)], Some(Instant::now())).is_ok_and(|ended| ended[0])
+}
+
+/// close_range(2) on everything above 2 but `keep`: for a process that is a copy of another and never returns to what the
+/// fds belong to.
+pub fn close_all_but(keep: &mut Vec<RawFd>) {
+    keep.sort_unstable();
+    let mut next = 3;
+    for &fd in keep.iter().filter(|fd| **fd >= 3) {
+        if fd > next {
+            // SAFETY: takes integers only; the owners of these fds are never run again in this process.
+            unsafe { libc::syscall(libc::SYS_close_range, next as u32, fd as u32 - 1, 0) };
+        }
+        next = fd + 1;
+    }
+    // SAFETY: as above.
+    unsafe { libc::syscall(libc::SYS_close_range, next as u32, u32::MAX, 0) };
 }
 
 /// pipe2(2): (read end, write end), close-on-exec.

@@ -29,7 +29,7 @@ impl Shared {
         let received = inbox.receive(&self.channel);
         let mut state = self.lock();
         state.leader = None;
-        let result = match received {
+        match received {
             Ok(arrival) => self.deal_with(state, arrival, mine),
             Err(error) => {
                 match error {
@@ -42,14 +42,10 @@ impl Shared {
                     }
                     ReceiveError::Io(error) => self.broken(&mut state, format!("receiving failed: {error}")),
                 }
+                state.expire(self);
                 None
             }
-        };
-        drop(inbox);
-        if result.is_none() {
-            self.lock().expire(self);
         }
-        result
     }
 
     /// A turn for the sake of others.
@@ -68,15 +64,13 @@ impl Shared {
         let mine = mine.filter(|(wanted, _)| *wanted == request);
         match header.kind {
             Kind::Reply => {
-                let Some((_, decode)) = mine else {
-                    let reply = Reply { flags: header.flags, payload: payload.to_vec(), fds };
-                    state.deliver(request, Ok(reply));
-                    return None;
-                };
-                state.complete(request);
-                state.hand_over(self);
-                drop(state);
-                return Some(decode(Raw { flags: header.flags, payload: &payload, fds }));
+                if let Some((_, decode)) = mine {
+                    state.complete(request);
+                    state.hand_over(self);
+                    drop(state);
+                    return Some(decode(Raw { flags: header.flags, payload: &payload, fds }));
+                }
+                state.deliver(request, Ok(Reply { flags: header.flags, payload: payload.to_vec(), fds }));
             }
             Kind::Error => match codec::decode::<ErrorFrame>(&payload, fds) {
                 Ok(ErrorFrame::Failed(error)) if request == 0 => {
@@ -84,16 +78,17 @@ impl Shared {
                     self.channel.shutdown();
                 }
                 Ok(ErrorFrame::Failed(error)) => state.deliver(request, Err(error)),
-                Ok(ErrorFrame::Moved) => state.server_changed(Some(request), self),
+                Ok(ErrorFrame::Moved) => state.moved(request, self),
                 Err(reason) => {
                     self.broken(&mut state, format!("the server sent an error that can't be read: {reason}"))
                 }
             },
-            Kind::Event if header.call == EVENT_DEATH => state.server_changed(None, self),
+            Kind::Event if header.call == EVENT_DEATH => state.server_died(self),
             // Events are hints; a later version may know more of them.
             Kind::Event => {}
             other => self.broken(&mut state, format!("the server sent a frame of kind {other:?}")),
         }
+        state.expire(self);
         None
     }
 

@@ -72,7 +72,8 @@ pub(crate) struct Slot {
     outcome: Option<Result<Reply, CallError>>,
     /// The request, while it may have to be sent again: of idempotent calls only.
     again: Option<Arc<Message>>,
-    sent_again: u8,
+    /// How many servers died while they had it.
+    deaths: u8,
 }
 
 impl Slot {
@@ -80,6 +81,15 @@ impl Slot {
         self.outcome = Some(outcome);
         self.again = None;
         self.waiter.wake();
+    }
+
+    /// For the successor of the server that had it; death if it may not be repeated.
+    fn send_again(&mut self, shared: &Arc<Shared>) {
+        match &self.again {
+            // If the channel has ended, whoever receives notices; if no thread can be started, the deadline ends it.
+            Some(message) => drop(send_later(message, self.deadline, self.request, shared)),
+            None => self.end(Err(CallError::Dead)),
+        }
     }
 
     fn awaited_by_task(&self) -> bool {
@@ -146,7 +156,7 @@ impl State {
     pub(crate) fn take_slot(&mut self, deadline: Option<Instant>) -> u64 {
         self.last_request += 1;
         let request = self.last_request;
-        self.slots.push(Slot { request, waiter: Waiter::Nobody, deadline, outcome: None, again: None, sent_again: 0 });
+        self.slots.push(Slot { request, waiter: Waiter::Nobody, deadline, outcome: None, again: None, deaths: 0 });
         request
     }
 
@@ -306,20 +316,22 @@ impl State {
         self.index(request).map(|index| self.remove(index)).is_some()
     }
 
-    /// The server that had this call, or all of them if `None`, is gone and a successor takes over.
-    pub(crate) fn server_changed(&mut self, only: Option<u64>, shared: &Arc<Shared>) {
+    /// The server died with all calls that were sent, and a successor takes over.
+    pub(crate) fn server_died(&mut self, shared: &Arc<Shared>) {
         for slot in self.slots.iter_mut().filter(|slot| slot.outcome.is_none()) {
-            if only.is_some_and(|only| only != slot.request) {
-                continue;
+            slot.deaths += 1;
+            if slot.deaths > RETRIES {
+                slot.end(Err(CallError::Dead));
+            } else {
+                slot.send_again(shared);
             }
-            match &slot.again {
-                Some(message) if slot.sent_again < RETRIES => {
-                    slot.sent_again += 1;
-                    // If the channel has ended, whoever receives notices; if no thread can be started, the deadline ends it.
-                    let _ = send_later(message, slot.deadline, slot.request, shared);
-                }
-                _ => slot.end(Err(CallError::Dead)),
-            }
+        }
+    }
+
+    /// The server leaves, and gave this call back for its successor.
+    pub(crate) fn moved(&mut self, request: u64, shared: &Arc<Shared>) {
+        if let Some(index) = self.index(request) {
+            self.slots[index].send_again(shared);
         }
     }
 

@@ -72,7 +72,7 @@ fn a_bad_frame_ends_the_channel_and_says_why() {
         (changed(3, 1), "unknown flags"),
         (changed(33, 1), "announces 258"),
         (vec![1; 80_000], "more than"),
-        ([&large.encode()[..], &vec![0; INLINE_MAX + 1]].concat(), "more than"),
+        ([&large.encode()[..], &vec![0; INLINE_MAX + 1]].concat(), "the limit is"),
         (reply, "kind Reply"),
         (Header::new(Kind::Event, 0, 1, 0).encode().to_vec(), "kind Event"),
     ] {

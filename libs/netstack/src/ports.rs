@@ -76,6 +76,11 @@ impl Ports {
         self.bound.contains_key(&port)
     }
 
+    /// Whether anybody listens on the port, as far as is known.
+    pub fn is_listening(&self, port: u16) -> bool {
+        self.bound.get(&port).is_some_and(|entries| entries.iter().any(|entry| entry.listening))
+    }
+
     /// Finds what keeps this socket from being bound; with `listening`, from listening: then only listeners count.
     pub fn conflict(&mut self, new: &Bound, listening: bool, mut alive: impl FnMut(&Bound) -> bool) -> bool {
         let Some(entries) = self.bound.get_mut(&new.endpoint.port) else { return false };

@@ -64,8 +64,7 @@ fn inside(arguments: &[std::ffi::OsString]) -> io::Result<()> {
     }
     ns::loopback_up()?;
     ns::no_new_privileges()?;
-    let plan = hurdle_net::plan("local").map_err(io::Error::other)?;
-    let filter = Filter::new(&plan.rules)?;
+    let filter = Filter::new(&hurdle_netstack::table::rules(&hurdle_net::table::rows()))?;
     let trap = filter.install(ListenerFlags::default())?;
     outside.write_all(&trap.as_raw_fd().to_ne_bytes())?;
     outside.read_exact(&mut [0])?;

@@ -64,7 +64,8 @@ struct Network {
 impl Network {
     fn with<T>(&self, act: impl FnOnce(&Server) -> std::io::Result<T>) -> Result<T, Refused> {
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
-        let server = server.as_ref().ok_or_else(|| Refused::new(hurdle_server::EAGAIN, "this server has been replaced"))?;
+        let server =
+            server.as_ref().ok_or_else(|| Refused::new(hurdle_server::EAGAIN, "this server has been replaced"))?;
         Ok(act(server)?)
     }
 }

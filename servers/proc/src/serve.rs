@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use hurdle_proto::init::{Program, init};
-use hurdle_proto::process::{ProcessInfo, process};
+use hurdle_proto::process::{ProcessInfo, proc};
 use hurdle_server::{Borrowed, Process, Target};
 use hurdle_wire::{Channel, Context, Refused};
 
@@ -11,7 +11,7 @@ use hurdle_wire::{Channel, Context, Refused};
 pub fn serve() -> ExitCode {
     hurdle_server::run(|borrowed: &mut Borrowed| {
         let init = init::Client::from(Channel::from(borrowed.attachment("init")?));
-        Ok(process::service(Processes { target: borrowed.target()?, init }))
+        Ok(proc::service(Processes { target: borrowed.target()?, init }))
     })
 }
 
@@ -20,7 +20,7 @@ struct Processes {
     init: init::Client,
 }
 
-impl process::Server for Processes {
+impl proc::Server for Processes {
     async fn list(&self, _: &Context) -> Result<Vec<ProcessInfo>, Refused> {
         Ok(self.target.processes()?.iter().map(info).collect())
     }

@@ -80,9 +80,9 @@ fn checks(count: &mut Count) {
     if !succeeds(&mut cargo(&["deny", "--version"])) {
         return count.skip("cargo deny", "cargo-deny is not installed (cargo xtask install)");
     }
-    count.check("cargo deny", run_command(&mut cargo(&["deny", "check", "bans", "licenses", "sources"])));
+    count.check("cargo deny", run_command(&mut cargo(&["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"])));
     if succeeds(Command::new("timeout").arg("60").args(["cargo", "deny", "fetch", "db"]).current_dir(root())) {
-        count.check("advisories", run_command(&mut cargo(&["deny", "check", "advisories"])));
+        count.check("advisories", run_command(&mut cargo(&["deny", "check", "--hide-inclusion-graph", "advisories"])));
     } else {
         count.skip("cargo deny check advisories", "the advisory database cannot be fetched here");
     }

@@ -5,7 +5,8 @@ use super::bind::listener_name;
 use super::connect::PATIENCE;
 use super::state::{Answer, Errno, Handled, State, Trap, deadline};
 use super::worker::conclude;
-use hurdle_netstack::mark::Mark;
+use hurdle_netstack::address::{Endpoint, Family};
+use hurdle_netstack::mark::{ACCEPTED, Mark};
 use hurdle_netstack::name::{Meaning, Name};
 use hurdle_sys::target::socket;
 use std::io;
@@ -14,13 +15,14 @@ use std::time::Instant;
 
 impl State {
     pub(super) fn accept(&mut self, trap: &Trap<'_>, flags: i32) -> Handled {
-        let Some((listener, mark)) = self.fetch(trap)? else { return Ok(Answer::Native) };
+        // Whether the caller still waits is asked before its memory is written; until then nothing is lost.
+        let Some((listener, mark)) = self.fetch_unchecked(trap)? else { return Ok(Answer::Native) };
         if flags & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) != 0 {
             return Err(Errno(libc::EINVAL));
         }
         let nonblocking = socket::is_nonblocking(listener.as_fd())?;
         match self.take(trap, &listener, nonblocking, flags & libc::SOCK_NONBLOCK != 0)? {
-            Some((fd, peer)) => self.hand_out(trap, &listener, mark, fd, peer, flags),
+            Some(taken) => self.hand_out(trap, listener, mark, taken, flags),
             None if nonblocking => Err(Errno(libc::EAGAIN)),
             None => {
                 let Some(on) = listener_name(listener.as_fd())? else { return Err(Errno(libc::EINVAL)) };
@@ -62,7 +64,14 @@ impl State {
             trap.alarm.during(PATIENCE, accept)
         };
         match taken {
-            Ok(taken) => Ok(Some(taken)),
+            Ok(taken) => {
+                if let Some(Meaning::Connection { remote, .. }) = Meaning::decode(taken.1.bytes())
+                    && let Some((queued, _)) = self.queues.get_mut(&remote.port)
+                {
+                    *queued = queued.saturating_sub(1);
+                }
+                Ok(Some(taken))
+            }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -72,34 +81,38 @@ impl State {
     fn hand_out(
         &mut self,
         trap: &Trap<'_>,
-        listener: &OwnedFd,
+        listener: OwnedFd,
         mark: Mark,
-        fd: OwnedFd,
-        peer: socket::Name,
+        (fd, peer): (OwnedFd, socket::Name),
         flags: i32,
     ) -> Handled {
-        socket::set_mark(fd.as_fd(), mark.accepted().0)?;
-        self.inherit(listener.as_fd(), mark, fd.as_fd())?;
-        // A peer that stood in the namespace by itself has no name; nobody but this server can be one.
-        let peer = Meaning::decode(peer.bytes()).map(|peer| {
-            let local = peer.local();
-            hurdle_netstack::address::Endpoint { host: local.host.concrete(), ..local }
-        });
-        let family = mark.family();
-        let sockaddr = peer.unwrap_or(hurdle_netstack::address::Endpoint::unbound(family)).sockaddr(family);
+        let accepted = mark.accepted();
+        // Nearly always a socket without a mark says the same.
+        if accepted != Mark::new(mark.family()).with(ACCEPTED, 1) || mark.family() == Family::V6 {
+            socket::set_mark(fd.as_fd(), accepted.0)?;
+            self.inherit(listener.as_fd(), mark, fd.as_fd())?;
+        }
+        // A peer without a name cannot be: it got one before it was seen.
+        let peer = Meaning::decode(peer.bytes()).map_or(Endpoint::unbound(mark.family()), Meaning::local);
+        let sockaddr = Endpoint { host: peer.host.concrete(), ..peer }.sockaddr(mark.family());
         let (address, length) = (trap.call.args[1], trap.call.args[2]);
         let written = trap.read_int(length).and_then(|room| trap.write_sized(address, length, room, sockaddr.bytes()));
-        let from = listener_name(listener.as_fd())?;
         match written {
-            Ok(()) => Ok(Answer::Socket { fd, close_on_exec: flags & libc::SOCK_CLOEXEC != 0, from }),
-            Err(Errno(libc::EINTR)) => {
-                if let Some(from) = from {
-                    self.returned.entry(from).or_default().push_back((fd, Instant::now()));
+            Ok(()) => Ok(Answer::Socket { fd, close_on_exec: flags & libc::SOCK_CLOEXEC != 0, from: Some(listener) }),
+            Err(errno) => {
+                // As in the kernel, a connection whose address cannot be written is lost; but not one whose caller is gone.
+                if errno == Errno(libc::EINTR) {
+                    self.give_back(&listener, fd);
                 }
-                Err(Errno(libc::EINTR))
+                Err(errno)
             }
-            // As in the kernel, a connection whose address cannot be written is lost.
-            Err(errno) => Err(errno),
+        }
+    }
+
+    /// A connection whose taker is gone goes to the listener's next accept.
+    pub(super) fn give_back(&mut self, listener: &OwnedFd, fd: OwnedFd) {
+        if let Ok(Some(name)) = listener_name(listener.as_fd()) {
+            self.returned.entry(name).or_default().push_back((fd, Instant::now()));
         }
     }
 

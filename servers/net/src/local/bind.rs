@@ -10,6 +10,9 @@ use hurdle_sys::target::socket;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+/// The longest queue that a listener may have.
+const WIDEST: u32 = 4096;
+
 impl State {
     pub(super) fn socket(&mut self, trap: &Trap<'_>) -> Handled {
         let flags = trap.int(1) & !0xf;
@@ -124,6 +127,12 @@ impl State {
             return Err(Errno(libc::EADDRINUSE));
         }
         socket::listen(fd.as_fd(), trap.int(1))?;
+        // The kernel caps it at net.core.somaxconn, which is 4096 in a new namespace.
+        let room = u32::try_from(trap.int(1)).unwrap_or(WIDEST).min(WIDEST);
+        let (queued, shortest) = self.queues.get(&bound.endpoint.port).copied().unwrap_or((0, WIDEST));
+        // A port that nobody listened on starts with an empty queue.
+        let fresh = !self.ports.is_listening(bound.endpoint.port);
+        self.queues.insert(bound.endpoint.port, if fresh { (0, room) } else { (queued, room.min(shortest)) });
         self.ports.add(bound, true);
         self.seen.insert(bound.name(), (trap.call.tid, trap.int(0)));
         Ok(Answer::Value(0))

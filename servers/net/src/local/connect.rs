@@ -66,7 +66,8 @@ impl State {
         let nonblocking = socket::is_nonblocking(fd)?;
         for bound in listeners {
             let name = bound.name();
-            let mut result = if nonblocking {
+            let queue = self.queues.get(&to.port).copied();
+            let mut result = if nonblocking || queue.is_some_and(|(queued, room)| queued < room) {
                 socket::connect(fd, name.bytes())
             } else {
                 // Most often it returns at once; the alarm bounds the wait for a full backlog.
@@ -78,6 +79,9 @@ impl State {
             match result {
                 Ok(()) => {
                     let pending = self.christen(fd, mark, to, bound, nonblocking)?;
+                    if let Some((queued, room)) = queue {
+                        self.queues.insert(to.port, (queued.saturating_add(1), room));
+                    }
                     shared.connections.fetch_add(1, Ordering::Relaxed);
                     if self.accepting.contains_key(&name) {
                         self.serve_accepts(trap, name, shared);

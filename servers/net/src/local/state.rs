@@ -29,7 +29,7 @@ pub(super) enum Answer {
     /// It returns this.
     Value(i64),
     /// It returns this socket's new fd. `from` is the listener that the socket must go back to if the caller is gone.
-    Socket { fd: OwnedFd, close_on_exec: bool, from: Option<Name> },
+    Socket { fd: OwnedFd, close_on_exec: bool, from: Option<OwnedFd> },
     /// It goes on natively.
     Native,
     /// It waits until this listener has a connection for it.
@@ -111,6 +111,9 @@ pub(super) struct State {
     pub(super) extras: HashMap<u64, Vec<Extra>>,
     /// Where each listener was last seen, to widen its backlog: thread and fd.
     pub(super) seen: HashMap<Name, (u32, i32)>,
+    /// How many connections the queues of each port hold at most, and the shortest may hold. Accepts that go natively are not seen, so
+    /// the first is a bound.
+    pub(super) queues: HashMap<u16, (u32, u32)>,
     /// Room that [`Ports::listeners`] fills, kept between calls.
     pub(super) found: Vec<Bound>,
 }
@@ -133,6 +136,7 @@ impl State {
             destinations: HashMap::new(),
             extras: HashMap::new(),
             seen: HashMap::new(),
+            queues: HashMap::new(),
             found: Vec::new(),
         };
         if inherited {
@@ -149,6 +153,13 @@ impl State {
 
     /// The caller's fd, and what it remembers if it is one of ours. `None`: it is not; let the kernel answer.
     pub(super) fn fetch(&mut self, trap: &Trap<'_>) -> Result<Option<(OwnedFd, Mark)>, Errno> {
+        let found = self.fetch_unchecked(trap)?;
+        trap.still_waiting()?;
+        Ok(found)
+    }
+
+    /// As [`State::fetch`], for a handler that asks [`Trap::still_waiting`] itself before anybody could notice.
+    pub(super) fn fetch_unchecked(&mut self, trap: &Trap<'_>) -> Result<Option<(OwnedFd, Mark)>, Errno> {
         let fd = match self.tasks.fd(trap.call.tid, trap.int(0)) {
             Ok(fd) => fd,
             Err(error) => match error.raw_os_error() {
@@ -157,7 +168,6 @@ impl State {
                 _ => return Err(error.into()),
             },
         };
-        trap.still_waiting()?;
         Ok(self.mark(fd.as_fd()).map(|mark| (fd, mark)))
     }
 
@@ -167,15 +177,16 @@ impl State {
         if let Some(mark) = Mark::from_kernel(bits) {
             return Some(mark);
         }
-        // From an accept that went natively; or not ours.
+        // From an accept that set none; or not ours.
         if socket::namespace(fd).ok()? != self.home {
             return None;
         }
-        let family = match Meaning::decode(socket::name(fd).ok()?.bytes())?.local().host {
-            Host::Four(_) => Family::V4,
-            _ => Family::V6,
-        };
-        Some(Mark::new(family).with(ACCEPTED, 1))
+        Some(State::unmarked(Meaning::decode(socket::name(fd).ok()?.bytes())?.local().host))
+    }
+
+    /// What an accepted socket without a mark remembers, by the host of its name, which is its listener's.
+    pub(super) fn unmarked(host: Host) -> Mark {
+        Mark::new(if matches!(host, Host::Four(_)) { Family::V4 } else { Family::V6 }).with(ACCEPTED, 1)
     }
 
     /// Whether a name is still held by a socket: the kernel refuses it twice.

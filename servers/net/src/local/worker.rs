@@ -4,7 +4,6 @@ use super::Shared;
 use super::host;
 use super::state::{Answer, Errno, State, Trap, Waiting};
 use crate::table::{Handler, rows};
-use hurdle_netstack::name::Name;
 use hurdle_netstack::table::handler;
 use hurdle_sys::seccomp::{Call, Slot};
 use hurdle_sys::target::socket::Alarm;
@@ -129,7 +128,7 @@ pub(super) fn conclude(shared: &Shared, state: &mut State, call: &Call, handled:
                 Ok(_) => return,
                 Err(error) => {
                     if let Some(from) = from {
-                        give_back(state, from, fd);
+                        state.give_back(&from, fd);
                     }
                     error.raw_os_error().unwrap_or(libc::EIO)
                 }
@@ -140,9 +139,4 @@ pub(super) fn conclude(shared: &Shared, state: &mut State, call: &Call, handled:
     };
     // ENOENT here: the call was cancelled, and nobody waits for the answer.
     let _ = listener.answer(call.id, Err(errno));
-}
-
-/// A connection whose taker is gone goes to the listener's next accept.
-fn give_back(state: &mut State, to: Name, fd: std::os::fd::OwnedFd) {
-    state.returned.entry(to).or_default().push_back((fd, Instant::now()));
 }

@@ -121,16 +121,15 @@ fn findings(outcomes: &[Outcome], host: &Host) -> Vec<Finding> {
 
 fn print(findings: &[Finding], out: &mut impl io::Write) -> io::Result<()> {
     let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
+    // One cause fails many checks, and one command mends them all: each is told once.
     let mut told: Vec<&str> = Vec::new();
     for finding in findings {
         writeln!(out, "{:8}  {:width$}  {}", finding.status.word(), finding.name, finding.needed_by)?;
-        if let Some(why) = &finding.why {
-            writeln!(out, "          why:  {why}")?;
-        }
-        // One command may mend many.
-        if let Some(mend) = finding.mend.as_deref().filter(|mend| !told.contains(mend)) {
-            writeln!(out, "          mend: {mend}")?;
-            told.push(mend);
+        for (what, text) in [("why: ", &finding.why), ("mend:", &finding.mend)] {
+            if let Some(text) = text.as_deref().filter(|text| !told.contains(text)) {
+                writeln!(out, "          {what} {text}")?;
+                told.push(text);
+            }
         }
     }
     let count = |status| findings.iter().filter(|finding| finding.status == status).count();

@@ -9,7 +9,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::process::ExitCode;
 
 use hurdle_proto::init::{Group, Program};
-use hurdle_proto::process::process;
+use hurdle_proto::process::proc;
 use hurdle_sys::process::{self as processes, Signals, State, Status, Until, numbers};
 use hurdle_sys::tty;
 use hurdle_wire::{CallError, Fd};
@@ -23,7 +23,7 @@ const FORWARDED: &[i32] =
     &[numbers::SIGTERM, numbers::SIGHUP, numbers::SIGINT, numbers::SIGQUIT, numbers::SIGUSR1, numbers::SIGUSR2];
 
 pub(crate) fn enter(env: &str, command: Vec<OsString>) -> Result<ExitCode, Failure> {
-    let client = process::Client::from(look::server(env, "proc")?);
+    let client = proc::Client::from(look::server(env, "proc")?);
     let argv = program_or_shell(command);
     let name = argv[0].to_string_lossy().into_owned();
     let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
@@ -69,7 +69,7 @@ pub(crate) fn enter(env: &str, command: Vec<OsString>) -> Result<ExitCode, Failu
 }
 
 struct Session {
-    client: process::Client,
+    client: proc::Client,
     pid: i32,
     signals: Signals,
     /// Our end of the program's terminal.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hurdle_proto::core::{EnvInfo, RightState, core};
-use hurdle_proto::process::process;
+use hurdle_proto::process::proc;
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{Status, numbers};
 use hurdle_wire::{CallError, Channel};
@@ -12,8 +12,10 @@ use hurdle_wire::{CallError, Channel};
 use crate::failure::Failure;
 use crate::output::{self, Table};
 
+/// How long `ls` waits for one environment.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// No deadline that a user would see.
-const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+const FOR_EVER: Duration = Duration::MAX;
 
 /// The core of the caller's environment `name`.
 pub(crate) fn find(name: &str) -> Result<core::Client, Failure> {
@@ -40,11 +42,11 @@ pub(crate) fn ls(env: Option<&str>, json: bool) -> Result<ExitCode, Failure> {
         Some(name) => infos.push(find(name)?.info().wait().map_err(|e| Failure::call(name, &e))?),
         None => {
             for name in hurdle_core::names()? {
-                // One that ends meanwhile is none.
-                if let Ok(core) = hurdle_core::connect(&name)
-                    && let Ok(info) = core.info().wait()
-                {
-                    infos.push(info);
+                // One that ends meanwhile is none; one that does not answer (a stopped job) holds up nobody.
+                match hurdle_core::connect(&name).map(|core| core.info().deadline(PATIENCE).wait()) {
+                    Ok(Ok(info)) => infos.push(info),
+                    Ok(Err(CallError::Timeout)) => eprintln!("hurdle: {name} does not answer (is it stopped?)"),
+                    _ => {}
                 }
             }
         }
@@ -103,7 +105,7 @@ fn servers(info: &EnvInfo) -> String {
 }
 
 pub(crate) fn ps(env: &str, json: bool) -> Result<ExitCode, Failure> {
-    let client = process::Client::from(server(env, "proc")?);
+    let client = proc::Client::from(server(env, "proc")?);
     let list = client.list().wait().map_err(|e| Failure::call(env, &e))?;
     if json {
         return output::json(&list);

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Read as _};
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
@@ -78,23 +78,20 @@ fn end_as(status: Status) -> ExitCode {
     ExitCode::from(u8::try_from(status.shell_code()).unwrap_or(OWN))
 }
 
-/// The core goes on as a child without a terminal; this process waits for its first word: an empty one is success.
+/// The core goes on as a child without a terminal; this process waits for its first words.
 fn detach(setup: Setup) -> Result<ExitCode, Failure> {
     let (read, write) = process::pipe()?;
     if process::detach()?.is_some() {
         drop(write);
-        let mut said = String::new();
-        File::from(read).read_to_string(&mut said)?;
-        return match said.split_once('\n') {
-            Some(("ok", name)) => {
-                println!("{name}");
-                Ok(ExitCode::SUCCESS)
-            }
-            _ => {
-                let (code, why) = said.split_once('\n').unwrap_or(("", "it ended without a word"));
-                Err(Failure::new("--detach", why).code(code.parse().unwrap_or(OWN)))
-            }
-        };
+        // Two lines: an exit code and, if it is 0, the environment's name, else what went wrong.
+        let mut lines = BufReader::new(File::from(read)).lines().map_while(Result::ok);
+        let code: u8 = lines.next().and_then(|code| code.parse().ok()).unwrap_or(OWN);
+        let said = lines.next().unwrap_or_else(|| "the core ended without a word".into());
+        if code != 0 {
+            return Err(Failure::new("--detach", said).code(code));
+        }
+        println!("{said}");
+        return Ok(ExitCode::SUCCESS);
     }
     let null = File::options().read(true).write(true).open("/dev/null")?;
     for number in 0..3 {
@@ -104,13 +101,13 @@ fn detach(setup: Setup) -> Result<ExitCode, Failure> {
     let say = |write: &mut File, text: String| io::Write::write_all(write, text.as_bytes());
     match Running::launch(setup) {
         Ok(running) => {
-            say(&mut write, format!("ok\n{}", running.name()))?;
+            say(&mut write, format!("0\n{}\n", running.name()))?;
             drop(write);
             Ok(end_as(running.serve()?))
         }
         Err(e) => {
             let failure = Failure::from(e);
-            say(&mut write, format!("{}\n{failure}", failure.code))?;
+            say(&mut write, format!("{}\n{failure}\n", failure.code))?;
             Ok(ExitCode::from(failure.code))
         }
     }

@@ -57,9 +57,14 @@ impl Part {
             Err(RecvTimeoutError::Disconnected) => {
                 let said = self.complaint.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
                 // Its own words name the cause already.
-                let why =
-                    said.trim().lines().last().map_or("it ended without a word", |l| l.trim_start_matches("hurdle: "));
-                Err(Failure::new(&self.what, format!("{why} (`hurdle doctor` tells what this machine lacks)")))
+                let last =
+                    said.trim().lines().last().unwrap_or("it ended without a word").trim_start_matches("hurdle: ");
+                let hint = if last.contains("hurdle doctor") {
+                    ""
+                } else {
+                    " (`hurdle doctor` tells what this machine lacks)"
+                };
+                Err(Failure::new(&self.what, format!("{last}{hint}")))
             }
         }
     }

@@ -4,7 +4,11 @@
 //! - `bench`: the client that measures, against a server that it starts;
 //! - `live`: the client that keeps connections going, and tells of them whenever a line comes in on its standard input.
 //!
-//! The first byte of a connection says what it is for: `e` sends each byte back, `d` takes all and answers with the count.
+//! The first byte of a connection says what it is for: `e` sends each byte back, `d` takes all and answers with the count, `l`
+//! listens anew at each byte and answers with the port.
+//!
+//! A listener stays in the network it was made in. So when the network of the environment becomes another one, `live` finds
+//! its server as programs do after such a change: it is refused, has the server listen anew, and tries again.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -17,20 +21,21 @@ use super::report::{Bench, Speed, Traffic, median};
 
 const ECHO: u8 = b'e';
 const DRAIN: u8 = b'd';
+const LISTEN: u8 = b'l';
 
 /// How long each of the three measurements takes.
 const MEASURE: Duration = Duration::from_millis(280);
 /// A peer that says nothing for so long has lost the connection.
 const SILENCE: Duration = Duration::from_secs(5);
+/// How often a connection is tried; between two tries the server listens anew.
+const TRIES: u64 = 3;
 /// How often the live client makes a new connection.
 const EVERY: Duration = Duration::from_millis(10);
 
 /// Runs the part that `arguments` name.
 pub(crate) fn run(arguments: &[&str]) -> io::Result<()> {
     match arguments {
-        ["serve"] => serve(|stream| {
-            std::thread::spawn(move || attend(stream));
-        }),
+        ["serve"] => serve(|stream| _ = std::thread::spawn(move || attend(stream))),
         ["serve", "one-by-one"] => serve(attend),
         ["bench"] => {
             let free = measure()?;
@@ -55,11 +60,17 @@ fn serve(mut each: impl FnMut(TcpStream)) -> io::Result<()> {
         let _ = io::copy(&mut io::stdin(), &mut io::sink());
         std::process::exit(0);
     });
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    say(&listener.local_addr()?.port())?;
+    let (listener, port) = listen()?;
+    say(&port)?;
     loop {
         each(listener.accept()?.0);
     }
+}
+
+fn listen() -> io::Result<(TcpListener, u16)> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
 }
 
 /// Serves one connection. Its end, however it comes, concerns nobody here: the client counts.
@@ -70,6 +81,9 @@ fn attend(mut stream: TcpStream) {
     if stream.read_exact(&mut purpose).is_err() {
         return;
     }
+    if purpose[0] == LISTEN {
+        return listen_anew(stream);
+    }
     let mut count: u64 = 0;
     while let Ok(length @ 1..) = stream.read(&mut buffer) {
         count += length as u64;
@@ -79,6 +93,20 @@ fn attend(mut stream: TcpStream) {
     }
     if purpose[0] == DRAIN {
         let _ = stream.write_all(&count.to_le_bytes());
+    }
+}
+
+fn listen_anew(mut stream: TcpStream) {
+    while stream.read_exact(&mut [0]).is_ok() {
+        let Ok((listener, port)) = listen() else { return };
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = listener.accept() {
+                std::thread::spawn(move || attend(stream));
+            }
+        });
+        if stream.write_all(&port.to_le_bytes()).is_err() {
+            return;
+        }
     }
 }
 
@@ -107,12 +135,16 @@ impl Server {
     }
 
     fn connect(&self, purpose: u8) -> io::Result<TcpStream> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(SILENCE))?;
-        stream.write_all(&[purpose])?;
-        Ok(stream)
+        connect(self.port, purpose)
     }
+}
+
+fn connect(port: u16, purpose: u8) -> io::Result<TcpStream> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(SILENCE))?;
+    stream.write_all(&[purpose])?;
+    Ok(stream)
 }
 
 impl Drop for Server {
@@ -193,10 +225,35 @@ impl Seen {
     }
 }
 
+/// Where new connections go, and how the server is told to listen anew.
+struct Place {
+    port: u16,
+    control: TcpStream,
+}
+
+impl Place {
+    /// Connects, is served, closes. Says how often the server had to listen anew.
+    fn visit(&mut self) -> io::Result<u64> {
+        let mut moved = 0;
+        loop {
+            match connect(self.port, ECHO).and_then(|mut stream| round_trip(&mut stream)) {
+                Ok(_) => return Ok(moved),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && moved + 1 < TRIES => moved += 1,
+                Err(error) => return Err(error),
+            }
+            self.control.write_all(b"x")?;
+            let mut port = [0; 2];
+            self.control.read_exact(&mut port)?;
+            self.port = u16::from_le_bytes(port);
+        }
+    }
+}
+
 /// Tells of the traffic at each line of input, and a last time at its end.
 fn live() -> io::Result<()> {
     let server = Server::start(&[])?;
     let mut stays = server.connect(ECHO)?;
+    let mut place = Place { port: server.port, control: server.connect(LISTEN)? };
     let seen = Seen(Mutex::default());
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -215,9 +272,10 @@ fn live() -> io::Result<()> {
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 let start = Instant::now();
-                match server.connect(ECHO).and_then(|mut stream| round_trip(&mut stream)) {
-                    Ok(_) => seen.note(|traffic| {
+                match place.visit() {
+                    Ok(moved) => seen.note(|traffic| {
                         traffic.connections += 1;
+                        traffic.listened_anew += moved;
                         traffic.worst_connection_us =
                             traffic.worst_connection_us.max(start.elapsed().as_micros() as u64);
                     }),
@@ -237,4 +295,45 @@ fn live() -> io::Result<()> {
         told
     })?;
     say(&seen.take())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (TcpListener, u16) {
+        let (listener, port) = listen().unwrap();
+        let server = listener.try_clone().unwrap();
+        std::thread::spawn(move || {
+            while let Ok((stream, _)) = server.accept() {
+                std::thread::spawn(move || attend(stream));
+            }
+        });
+        (listener, port)
+    }
+
+    #[test]
+    fn the_server_does_what_the_first_byte_says() {
+        let (_listener, port) = pair();
+        let mut echo = connect(port, ECHO).unwrap();
+        round_trip(&mut echo).unwrap();
+        round_trip(&mut echo).unwrap();
+        let mut drain = connect(port, DRAIN).unwrap();
+        drain.write_all(&[7; 100_000]).unwrap();
+        drain.shutdown(Shutdown::Write).unwrap();
+        let mut count = [0; 8];
+        drain.read_exact(&mut count).unwrap();
+        assert_eq!(u64::from_le_bytes(count), 100_000);
+    }
+
+    #[test]
+    fn a_client_that_is_refused_has_the_server_listen_anew() {
+        let (_listener, port) = pair();
+        // A port where nobody listens any more.
+        let refused = listen().unwrap().1;
+        let mut place = Place { port: refused, control: connect(port, LISTEN).unwrap() };
+        assert_eq!(place.visit().unwrap(), 1);
+        assert_ne!(place.port, refused);
+        assert_eq!(place.visit().unwrap(), 0, "and finds it there again");
+    }
 }

@@ -33,7 +33,9 @@ pub(crate) struct Traffic {
     pub(crate) worst_round_trip_us: u64,
     /// Made anew, used and closed.
     pub(crate) connections: u64,
-    /// The longest of them, from connect to close, in microseconds.
+    /// How often the server had to listen anew, since its listener was in another network.
+    pub(crate) listened_anew: u64,
+    /// The longest connection, from connect to close, in microseconds.
     pub(crate) worst_connection_us: u64,
     /// Operations of either kind that failed.
     pub(crate) failed: u64,
@@ -47,6 +49,7 @@ impl Traffic {
         self.round_trips += other.round_trips;
         self.worst_round_trip_us = self.worst_round_trip_us.max(other.worst_round_trip_us);
         self.connections += other.connections;
+        self.listened_anew += other.listened_anew;
         self.worst_connection_us = self.worst_connection_us.max(other.worst_connection_us);
         self.failed += other.failed;
         if self.failure.is_none() {
@@ -126,6 +129,12 @@ impl Demo {
             t.failed,
             self.seconds
         );
+        if t.listened_anew > 0 {
+            println!(
+                "A listener stays in the network it was made in: the server listened anew {} times.",
+                t.listened_anew
+            );
+        }
         if let Some(failure) = &t.failure {
             println!("the first failure: {failure}");
         }
@@ -154,6 +163,7 @@ mod tests {
             round_trips: trips,
             worst_round_trip_us: worst,
             connections: 1,
+            listened_anew: 1,
             worst_connection_us: 2 * worst,
             failed: u64::from(failure.is_some()),
             failure: failure.map(str::to_string),
@@ -162,7 +172,10 @@ mod tests {
         for next in [part(5, 10, None), part(7, 30, Some("first")), part(1, 20, Some("second"))] {
             all.add(&next);
         }
-        assert_eq!(all, Traffic { round_trips: 13, connections: 3, failed: 2, ..part(0, 30, Some("first")) });
+        assert_eq!(
+            all,
+            Traffic { round_trips: 13, connections: 3, listened_anew: 3, failed: 2, ..part(0, 30, Some("first")) }
+        );
     }
 
     #[test]
