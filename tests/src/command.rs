@@ -5,6 +5,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -127,6 +129,17 @@ impl Hurdle {
     #[track_caller]
     pub fn assert_nothing_left(&self) {
         leaks::assert_none(&self.mark, &[self.runtime.path(), self.scratch.path()]);
+    }
+}
+
+impl Drop for Hurdle {
+    /// A test that failed leaves nothing running either.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for pid in leaks::marked(&self.mark) {
+                let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+            }
+        }
     }
 }
 

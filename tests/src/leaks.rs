@@ -29,12 +29,17 @@ pub fn assert_none(mark: &str, directories: &[&Path]) {
 
 /// The processes whose environment variables carry `mark`, as a person would name them.
 pub fn processes_marked(mark: &str) -> Vec<String> {
+    marked(mark).into_iter().map(describe).collect()
+}
+
+/// The processes whose environment variables carry `mark`.
+pub fn marked(mark: &str) -> Vec<u32> {
     let wanted = format!("{MARK}={mark}\0").into_bytes();
     let marked = |pid: &u32| {
         let variables = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         variables.windows(wanted.len()).any(|window| window == wanted)
     };
-    pids().into_iter().filter(marked).map(describe).collect()
+    pids().into_iter().filter(marked).collect()
 }
 
 /// All descendants of process `root`, those too that it inherited as a child subreaper. Zombies count.

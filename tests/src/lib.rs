@@ -14,6 +14,7 @@
 //! | [`leaks`] | what an environment left behind |
 //! | [`pty`] | a terminal to type on |
 //! | [`poll`], [`skip`] | waiting for a condition; saying what was not tested |
+//! | [`source`] | files of the source tree that tests are held against |
 //!
 //! Principles: nothing waits by sleeping for a guessed time; every wait has a deadline; every port and file is a
 //! test's own; a test that cannot run here says `SKIP` with its reason and is counted as such.
@@ -29,6 +30,7 @@ pub mod poll;
 pub mod pty;
 pub mod scene;
 pub mod skip;
+pub mod source;
 pub mod world;
 
 pub use command::Hurdle;

@@ -2,18 +2,16 @@
 //!
 //! The tour is the README's blocks marked `console`. In a block, a line that begins with `$ ` is a command, one that begins
 //! with `> ` continues it, and the other lines are what it prints, where `…` stands for anything. Each block is run by one
-//! bash, in an empty directory, with `hurdle` in its PATH; environments that it leaves running are ended after it.
+//! bash, in an empty directory, with `hurdle` in its PATH, and has to end what it starts.
 
 use std::fmt::Write;
 use std::process::Command;
 use std::time::Duration;
 
-use hurdle_tests::{Hurdle, finish, skip};
+use hurdle_tests::{Hurdle, finish, skip, source};
 
 /// How long a block may take.
 const LIMIT: Duration = Duration::from_secs(120);
-
-const README: &str = include_str!("../../README.md");
 
 #[derive(Debug, Default)]
 struct Step {
@@ -24,7 +22,8 @@ struct Step {
 /// The blocks of the tour, each with the line where it begins.
 fn blocks() -> Vec<(usize, Vec<Step>)> {
     let mut blocks = Vec::new();
-    let mut lines = README.lines().enumerate();
+    let readme = source::read("README.md");
+    let mut lines = readme.lines().enumerate();
     while let Some((number, line)) = lines.next() {
         if line.trim() != "```console" {
             continue;
@@ -75,7 +74,6 @@ fn run(line: usize, steps: &[Step]) {
     for step in steps {
         writeln!(script, "{}\nprintf '\\n%s\\n' {end}", step.command).expect("a string takes all");
     }
-    script.push_str("for name in $(hurdle ls | awk 'NR > 1 {print $1}'); do hurdle kill $name; done\n");
     let file = directory.path().join("script");
     std::fs::write(&file, script).expect("own file");
 
@@ -85,7 +83,8 @@ fn run(line: usize, steps: &[Step]) {
     bash.env("PATH", format!("{}:{}", programs.display(), skip::PATH)).env("HOME", &work).env("SHELL", "/bin/bash");
     let done = finish(bash.arg(file).current_dir(&work), LIMIT);
 
-    let mut printed = done.stdout.split(&format!("\n{end}\n"));
+    let separator = format!("\n{end}\n");
+    let mut printed = done.stdout.split(&separator);
     for Step { command, expected } in steps {
         let printed =
             printed.next().unwrap_or_else(|| panic!("README.md, block at {line}: `{command}` did not end: {done}"));

@@ -281,7 +281,7 @@ impl<T> Pending<T> {
             return Step::Failed(CallError::Timeout);
         }
         if header.kind != Kind::OneWay && !state.has_room() {
-            state.room.push(Waiter::Task(waker.clone()));
+            state.wait_for_room(Waiter::Task(waker.clone()), self.clock.deadline);
             state.task_waits(self.clock.deadline, shared);
             return Step::Unsent(message, header);
         }

@@ -20,7 +20,7 @@ use hurdle_sys::seqpacket;
 use crate::channel::{Channel, Inbox, Message};
 use crate::error::{CallError, Refused};
 use crate::frame::Header;
-use crate::slots::{Decode, State, TICK, Turn, Waiter, left};
+use crate::slots::{Decode, Role, State, TICK, Turn, Waiter, left};
 
 /// How long a call may take unless it says otherwise.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
@@ -106,10 +106,10 @@ impl Shared {
                 return Err(CallError::Timeout);
             };
             if state.leader.is_none() {
-                self.lead_for_others(state, Turn { now, deadline: clock.deadline, is_reader: false });
+                self.lead_for_others(state, Turn { now, deadline: clock.deadline, role: Role::ForRoom });
                 self.lock().hand_over(self);
             } else {
-                state.room.push(Waiter::Thread(std::thread::current()));
+                state.wait_for_room(Waiter::Thread(std::thread::current()), clock.deadline);
                 drop(state);
                 std::thread::park_timeout(left);
             }
@@ -130,11 +130,12 @@ impl Shared {
             let nobody_receives = self.lock().leader.is_none();
             let ready = seqpacket::wait_ready(self.channel.as_fd(), nobody_receives, Some(left.min(TICK)));
             if ready.is_ok_and(|ready| ready.readable) {
-                let state = self.lock();
+                let mut state = self.lock();
                 if state.leader.is_none() {
-                    self.lead_for_others(state, Turn { now, deadline, is_reader: false });
+                    self.lead_for_others(state, Turn { now, deadline, role: Role::Caller });
+                    state = self.lock();
                 }
-                self.lock().hand_over(self);
+                state.hand_over(self);
             }
         }
     }
@@ -161,7 +162,7 @@ impl Shared {
             if state.ended.is_some() || state.leader.is_some() || !self.channel.hung_up() {
                 return;
             }
-            self.lead_for_others(state, Turn { now: Instant::now(), deadline: None, is_reader: false });
+            self.lead_for_others(state, Turn { now: Instant::now(), deadline: None, role: Role::Caller });
         }
     }
 
@@ -184,7 +185,7 @@ impl Shared {
                 drop(state);
                 std::thread::park_timeout(left);
             } else {
-                let turn = Turn { now, deadline, is_reader: false };
+                let turn = Turn { now, deadline, role: Role::Caller };
                 if let Some(mine) = self.lead(state, Some((request, decode)), turn) {
                     return mine;
                 }

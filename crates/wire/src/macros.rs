@@ -216,6 +216,13 @@ macro_rules! interface {
             }
         }
     };
+
+    (@munch $head:tt $done:tt $($rest:tt)+) => {
+        ::core::compile_error!(
+            "a call is declared as `NUMBER fn name(argument: Type) -> Result;`, with `idempotent` or `oneway` (which has \
+             no result) before `fn`"
+        );
+    };
 }
 
 /// The result type of a call, `()` where none is written.

@@ -9,7 +9,7 @@ use crate::codec;
 use crate::connection::Shared;
 use crate::error::{CallError, ErrorFrame, Refused};
 use crate::frame::{EVENT_DEATH, Kind};
-use crate::slots::{Decode, Raw, Reply, State, Turn};
+use crate::slots::{Decode, Raw, Reply, Role, State, Turn};
 
 /// How long the thread stays when nobody awaits.
 const LINGER: Duration = Duration::from_secs(2);
@@ -152,7 +152,7 @@ fn lead_for_tasks(shared: &Arc<Shared>) {
             return state.hand_over(shared);
         }
         if state.leader.is_none() {
-            shared.lead_for_others(state, Turn { now: Instant::now(), deadline: None, is_reader: true });
+            shared.lead_for_others(state, Turn { now: Instant::now(), deadline: None, role: Role::Reader });
         } else {
             drop(state);
             // Whoever leads wakes us when he has what he wanted.

@@ -260,8 +260,8 @@ impl Router {
 
     /// Call 0: of interface 0, all interfaces; of another, that one.
     fn describe(&self, interface: u16, text: bool) -> Answer {
-        let of = |wanted: &&Interface| interface == 0 || wanted.number == interface;
-        let list: Vec<Description> = self.interfaces().filter(|i| of(&i)).map(|i| i.describe()).collect();
+        let of = |wanted: &Interface| interface == 0 || wanted.number == interface;
+        let list: Vec<Description> = self.interfaces().filter(|i| of(i)).map(|i| i.describe()).collect();
         Answer::from_result(&Ok(list), text)
     }
 }

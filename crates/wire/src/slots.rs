@@ -76,6 +76,12 @@ pub(crate) struct Slot {
     deaths: u8,
 }
 
+impl ForRoom {
+    fn is_task(&self) -> bool {
+        matches!(self.waiter, Waiter::Task(_))
+    }
+}
+
 impl Slot {
     fn end(&mut self, outcome: Result<Reply, CallError>) {
         self.outcome = Some(outcome);
@@ -97,20 +103,37 @@ impl Slot {
     }
 }
 
+/// A caller who waits for a free slot.
+struct ForRoom {
+    waiter: Waiter,
+    deadline: Option<Instant>,
+}
+
+/// What makes a leader get up before a frame comes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It waits for an answer, and stays.
+    Caller,
+    /// It waits for a free slot.
+    ForRoom,
+    /// It is the thread that leads for tasks.
+    Reader,
+}
+
 /// How long the next leader may sleep at most, and who it is.
 #[derive(Clone, Copy)]
 pub(crate) struct Turn {
     /// The time, as the caller has last seen it: reading the clock once more is not free.
     pub(crate) now: Instant,
     pub(crate) deadline: Option<Instant>,
-    pub(crate) is_reader: bool,
+    pub(crate) role: Role,
 }
 
 /// Who receives at the moment.
 pub(crate) struct Leader {
     thread: Option<Interruptible>,
     wakes_at: Instant,
-    is_reader: bool,
+    role: Role,
 }
 
 pub(crate) struct State {
@@ -122,7 +145,7 @@ pub(crate) struct State {
     /// Why no further call can succeed.
     pub(crate) ended: Option<CallError>,
     /// Those who wait for a free slot.
-    pub(crate) room: Vec<Waiter>,
+    room: Vec<ForRoom>,
     pub(crate) reader: Reader,
 }
 
@@ -173,7 +196,7 @@ impl State {
 
     fn remove(&mut self, index: usize) -> Slot {
         let slot = self.slots.swap_remove(index);
-        self.room.drain(..).for_each(|mut waiter| waiter.wake());
+        self.wake_room();
         slot
     }
 
@@ -203,8 +226,10 @@ impl State {
             if slot.outcome.is_none() {
                 send_cancel(request, shared);
             }
-            if self.leader.as_ref().is_some_and(|leader| leader.is_reader) && !self.has_tasks() {
-                self.interrupt_leader(shared);
+            match self.leader.as_ref().map(|leader| leader.role) {
+                Some(Role::ForRoom) => self.interrupt_leader(shared),
+                Some(Role::Reader) if !self.has_tasks() => self.interrupt_leader(shared),
+                _ => {}
             }
         }
         self.hand_over(shared);
@@ -220,7 +245,16 @@ impl State {
 
     /// Whether somebody awaits without a thread of his own.
     pub(crate) fn has_tasks(&self) -> bool {
-        self.slots.iter().any(Slot::awaited_by_task) || self.room.iter().any(|waiter| matches!(waiter, Waiter::Task(_)))
+        self.slots.iter().any(Slot::awaited_by_task) || self.room.iter().any(ForRoom::is_task)
+    }
+
+    /// Registers whom to wake when there is a free slot, or the deadline passed.
+    pub(crate) fn wait_for_room(&mut self, waiter: Waiter, deadline: Option<Instant>) {
+        self.room.push(ForRoom { waiter, deadline });
+    }
+
+    fn wake_room(&mut self) {
+        self.room.drain(..).for_each(|mut entry| entry.waiter.wake());
     }
 
     /// Finds a new leader among those who wait, if there is none.
@@ -234,11 +268,7 @@ impl State {
             }
         }
         // Any of these may have left meanwhile, so all are woken: those who still wait register anew.
-        for waiter in &mut self.room {
-            if matches!(waiter, Waiter::Thread(_)) {
-                waiter.wake();
-            }
-        }
+        self.room.iter_mut().filter(|entry| !entry.is_task()).for_each(|entry| entry.waiter.wake());
         if self.has_tasks() {
             reader::start(self, shared);
         }
@@ -267,9 +297,10 @@ impl State {
 
     /// Makes the calling thread the leader: it goes on to receive, and wakes up in time for `deadline` and all tasks'.
     pub(crate) fn become_leader(&mut self, turn: Turn, shared: &Shared) {
-        let Turn { now, deadline, is_reader } = turn;
+        let Turn { now, deadline, role } = turn;
         let tasks = self.slots.iter().filter(|slot| slot.awaited_by_task()).filter_map(|slot| slot.deadline);
-        let first = tasks.chain(deadline).min();
+        let for_room = self.room.iter().filter_map(|entry| entry.deadline);
+        let first = tasks.chain(for_room).chain(deadline).min();
         let wanted = first.map_or(TICK, |first| first.saturating_duration_since(now).min(TICK));
         // A timeout that is a little long will do, and saves a system call on most calls with a short deadline.
         let enough = wanted + wanted / 8 + Duration::from_millis(1);
@@ -279,7 +310,7 @@ impl State {
             let _ = seqpacket::set_receive_timeout(shared.channel.as_fd(), Some(wanted));
         }
         let thread = seqpacket::interruptible().ok();
-        self.leader = Some(Leader { thread, wakes_at: now + self.timeout, is_reader });
+        self.leader = Some(Leader { thread, wakes_at: now + self.timeout, role });
     }
 
     /// Ends tasks whose deadline has passed: they have no thread that would notice.
@@ -294,6 +325,10 @@ impl State {
                 send_cancel(slot.request, shared);
             }
         }
+        if self.room.iter().any(|entry| entry.deadline.is_some_and(|deadline| deadline <= now)) {
+            // Those who may still wait register anew.
+            self.wake_room();
+        }
     }
 
     /// Nobody can receive for tasks: they end.
@@ -307,7 +342,7 @@ impl State {
     pub(crate) fn deliver(&mut self, request: u64, outcome: Result<Reply, CallError>) {
         if let Some(index) = self.index(request) {
             self.slots[index].end(outcome);
-            self.room.drain(..).for_each(|mut waiter| waiter.wake());
+            self.wake_room();
         }
     }
 
@@ -341,7 +376,7 @@ impl State {
         for slot in self.slots.iter_mut().filter(|slot| slot.outcome.is_none()) {
             slot.end(Err(error.clone()));
         }
-        self.room.drain(..).for_each(|mut waiter| waiter.wake());
+        self.wake_room();
     }
 }
 

@@ -1,4 +1,5 @@
 //! What an interface does when all goes well: calls, fds, large data, reflection, text, async handlers and callers.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

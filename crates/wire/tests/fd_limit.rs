@@ -1,4 +1,5 @@
 //! At the limit of open files. Alone in its process, whose limit it lowers.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! What a peer that breaks the rules gets: an answer that says why, and nothing else suffers.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

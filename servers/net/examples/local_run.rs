@@ -2,6 +2,9 @@
 //! namespace), the filter, and a [`Server`] in this process. For the server's own tests and measurements:
 //!
 //!     local_run CMD…
+//!
+//! With LOCAL_RUN=native in the environment the command gets the network namespace alone, and real TCP in it. With
+//! LOCAL_RUN=crash the server is a process of its own that is killed every 30 ms, and its successor goes on.
 
 use hurdle_net::local::Server;
 use hurdle_sys::ns::{self, Extent, Ids, Namespaces};
@@ -30,16 +33,17 @@ fn main() -> ExitCode {
 
 fn outside(arguments: &[std::ffi::OsString]) -> io::Result<ExitCode> {
     let (mut ours, theirs) = UnixStream::pair()?;
-    let mut child = Command::new(std::env::current_exe()?)
-        .args(arguments)
-        .env(STAGE, "1")
-        .stdin(OwnedFd::from(theirs))
-        .spawn()?;
+    let mut child =
+        Command::new(std::env::current_exe()?).args(arguments).env(STAGE, "1").stdin(OwnedFd::from(theirs)).spawn()?;
     let mut number = [0; 4];
     if ours.read_exact(&mut number).is_err() {
         return Ok(ExitCode::from(child.wait()?.code().unwrap_or(125) as u8));
     }
     let trap = Tasks::new().fd(child.id(), i32::from_ne_bytes(number))?;
+    if std::env::var_os("LOCAL_RUN").is_some_and(|mode| mode == "crash") {
+        ours.write_all(&[1])?;
+        return crash(child, trap);
+    }
     let server = Server::start(trap, Ledger::create()?, None)?;
     ours.write_all(&[1])?;
     let status = child.wait()?;
@@ -49,6 +53,52 @@ fn outside(arguments: &[std::ffi::OsString]) -> io::Result<ExitCode> {
     server.stop();
     use std::os::unix::process::ExitStatusExt;
     Ok(ExitCode::from(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)) as u8))
+}
+
+/// Serves by one process after the other, each killed in the midst of its work.
+fn crash(mut child: std::process::Child, trap: OwnedFd) -> io::Result<ExitCode> {
+    let ledger = Ledger::create()?;
+    let mut namespaces: Option<(OwnedFd, OwnedFd)> = None;
+    let mut deaths = 0;
+    loop {
+        // A server hands its namespaces over a pipe by number: it is its own keeper's child, which can fetch them.
+        let (mut told, mut tell) = UnixStream::pair()?;
+        let Some(server) = hurdle_sys::process::detach()? else {
+            let mut serve = || -> io::Result<()> {
+                let inherited = match &namespaces {
+                    Some((user, network)) => Some((user.try_clone()?, network.try_clone()?)),
+                    None => None,
+                };
+                let mut server = Server::start(trap.try_clone()?, ledger.try_clone()?, inherited)?;
+                let (user, network) = server.namespaces()?;
+                tell.write_all(&user.as_raw_fd().to_ne_bytes())?;
+                tell.write_all(&network.as_raw_fd().to_ne_bytes())?;
+                server.wait();
+                Ok(())
+            };
+            std::process::exit(i32::from(serve().is_err()));
+        };
+        drop(tell);
+        let mut numbers = [0; 8];
+        told.read_exact(&mut numbers)?;
+        if namespaces.is_none() {
+            let mut tasks = Tasks::new();
+            let mut fetch = |at: usize| {
+                let number = [numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 3]];
+                tasks.fd(server as u32, i32::from_ne_bytes(number))
+            };
+            namespaces = Some((fetch(0)?, fetch(4)?));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        let over = child.try_wait()?;
+        hurdle_sys::process::kill(server, 9)?;
+        hurdle_sys::process::wait(Some(server))?;
+        if let Some(status) = over {
+            eprintln!("the server died {deaths} times");
+            return Ok(ExitCode::from(status.code().unwrap_or(125) as u8));
+        }
+        deaths += 1;
+    }
 }
 
 fn inside(arguments: &[std::ffi::OsString]) -> io::Result<()> {
@@ -63,12 +113,19 @@ fn inside(arguments: &[std::ffi::OsString]) -> io::Result<()> {
         ns::write_map(None, Ids::Groups, &[Extent { inside: gid, outside: gid, count: 1 }])?;
     }
     ns::loopback_up()?;
+    if std::env::var_os("LOCAL_RUN").is_some_and(|mode| mode == "native") {
+        return become_command(arguments);
+    }
     ns::no_new_privileges()?;
     let filter = Filter::new(&hurdle_netstack::table::rules(&hurdle_net::table::rows()))?;
     let trap = filter.install(ListenerFlags::default())?;
     outside.write_all(&trap.as_raw_fd().to_ne_bytes())?;
     outside.read_exact(&mut [0])?;
     drop((trap, outside));
+    become_command(arguments)
+}
+
+fn become_command(arguments: &[std::ffi::OsString]) -> io::Result<()> {
     let null = std::fs::File::open("/dev/null")?;
     hurdle_sys::process::replace(null.as_fd(), 0)?;
     let Some((program, rest)) = arguments.split_first() else { return Err(io::ErrorKind::InvalidInput.into()) };

@@ -14,6 +14,9 @@ use crate::stage::{Stage, USER, User};
 /// How long one file of end-to-end tests may take.
 const LIMIT: Duration = Duration::from_secs(900);
 
+/// What end-to-end tests read of the source tree.
+const SOURCES: [&str; 2] = ["README.md", "servers/net/tests/cpython-differences.txt"];
+
 #[derive(Debug, Default)]
 struct Count {
     passed: usize,
@@ -80,7 +83,10 @@ fn checks(count: &mut Count) {
     if !succeeds(&mut cargo(&["deny", "--version"])) {
         return count.skip("cargo deny", "cargo-deny is not installed (cargo xtask install)");
     }
-    count.check("cargo deny", run_command(&mut cargo(&["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"])));
+    count.check(
+        "cargo deny",
+        run_command(&mut cargo(&["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"])),
+    );
     if succeeds(Command::new("timeout").arg("60").args(["cargo", "deny", "fetch", "db"]).current_dir(root())) {
         count.check("advisories", run_command(&mut cargo(&["deny", "check", "--hide-inclusion-graph", "advisories"])));
     } else {
@@ -100,6 +106,12 @@ fn end_to_end(names: &[String], count: &mut Count) -> Result {
     let hurdle = release_directory()?.join("hurdle");
     let stage = Stage::new()?;
     stage.program(&hurdle, "hurdle")?;
+    let source = stage.path().join("source");
+    for name in SOURCES.iter().filter(|name| root().join(name).exists()) {
+        let copy = source.join(name);
+        std::fs::create_dir_all(copy.parent().unwrap_or(&source))?;
+        std::fs::copy(root().join(name), copy)?;
+    }
     let mut users = vec![User::current()];
     if users[0].id == 0 {
         match User::named(USER) {
@@ -126,6 +138,7 @@ fn end_to_end(names: &[String], count: &mut Count) -> Result {
             std::fs::write(&skips, "")?;
             std::os::unix::fs::chown(&skips, Some(user.id), None)?;
             command.env("HURDLE_BIN", stage.path().join("hurdle")).env("HURDLE_SKIPS", &skips);
+            command.env("HURDLE_SOURCE", &source);
             if let Some(cargo) = std::env::var_os("CARGO").filter(|_| index == 0) {
                 command.env("CARGO", cargo);
                 for name in ["CARGO_HOME", "RUSTUP_HOME"] {

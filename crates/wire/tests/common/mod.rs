@@ -1,5 +1,5 @@
 //! An interface, a server of it, and helpers that the tests share.
-#![allow(dead_code, unreachable_pub, missing_docs)]
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used)]
 
 use std::future::{Future, IntoFuture};
 use std::io;

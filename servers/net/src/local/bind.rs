@@ -2,7 +2,7 @@
 
 use super::Shared;
 use super::state::{Answer, Errno, Handled, State, Trap};
-use hurdle_netstack::address::{Endpoint, Family, LONGEST, Written, family_of, parse};
+use hurdle_netstack::address::{Endpoint, Family, LONGEST, Written, parse};
 use hurdle_netstack::mark::{BOUND, Mark, REUSE_PORT, V6_ONLY};
 use hurdle_netstack::name::{Bound, Meaning, Name};
 use hurdle_netstack::ports::EPHEMERAL;
@@ -27,9 +27,6 @@ impl State {
     pub(super) fn bind(&mut self, trap: &Trap<'_>) -> Handled {
         let (mut bytes, mut length) = ([0; LONGEST], 0);
         let readable = sockaddr(trap, &mut bytes, &mut length);
-        if readable.is_ok() && !is_inet(&bytes[..length]) {
-            return Ok(Answer::Native);
-        }
         let Some((fd, mark)) = self.fetch(trap)? else { return Ok(Answer::Native) };
         readable?;
         let endpoint = match parse(mark.family(), &bytes[..length]) {
@@ -160,11 +157,6 @@ impl State {
 pub(super) fn sockaddr(trap: &Trap<'_>, bytes: &mut [u8; LONGEST], length: &mut usize) -> Result<(), Errno> {
     *length = usize::try_from(trap.int(2)).ok().filter(|length| *length <= LONGEST).ok_or(Errno(libc::EINVAL))?;
     trap.read(trap.call.args[1], &mut bytes[..*length])
-}
-
-/// Whether an address could be meant for one of ours. Others need not be looked at further.
-pub(super) fn is_inet(bytes: &[u8]) -> bool {
-    family_of(bytes).is_none_or(|family| [libc::AF_UNSPEC, libc::AF_INET, libc::AF_INET6].contains(&family.into()))
 }
 
 /// The name of a listener, if it has the bound form.

@@ -49,7 +49,9 @@ impl Clock {
             drop(shared.lock());
             while !thread.is_finished() {
                 self.changed.notify_all();
+                let state = shared.lock();
                 interrupt(&thread);
+                drop(state);
                 std::thread::sleep(Duration::from_micros(200));
             }
             let _ = thread.join();

@@ -4,7 +4,7 @@
 //! nobody looks: whoever asks for the peer's name asks this server, under its lock.
 
 use super::Shared;
-use super::bind::{is_inet, sockaddr};
+use super::bind::sockaddr;
 use super::state::{Answer, Errno, Handled, State, Trap, deadline};
 use super::worker::conclude;
 use hurdle_netstack::address::{Endpoint, Host, LONGEST, Written, parse};
@@ -26,9 +26,6 @@ impl State {
     pub(super) fn connect(&mut self, trap: &Trap<'_>, shared: &Shared) -> Handled {
         let (mut bytes, mut length) = ([0; LONGEST], 0);
         let readable = sockaddr(trap, &mut bytes, &mut length);
-        if readable.is_ok() && !is_inet(&bytes[..length]) {
-            return Ok(Answer::Native);
-        }
         let Some((fd, mark)) = self.fetch(trap)? else { return Ok(Answer::Native) };
         readable?;
         let to = match parse(mark.family(), &bytes[..length]) {

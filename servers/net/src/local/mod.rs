@@ -162,7 +162,10 @@ impl Server {
         if let Some(worker) = self.worker.take() {
             // A signal that comes just before the worker waits is lost, so it is sent until it worked.
             while !worker.is_finished() {
+                // Under the lock: a signal in the midst of an answer with an fd would make the program's call return 0.
+                let state = self.shared.lock();
                 interrupt(&worker);
+                drop(state);
                 std::thread::sleep(Duration::from_micros(200));
             }
             let _ = worker.join();

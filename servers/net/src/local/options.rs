@@ -111,8 +111,9 @@ const SEGMENT: i32 = 65483;
 const MTU: i32 = 65536;
 /// TCP_MAXSEG before a connection.
 const FIRST_SEGMENT: i32 = 536;
-/// The congestion controls that every kernel lets anybody choose.
-const CONGESTION: [&[u8]; 2] = [b"cubic", b"reno"];
+/// The kernel's default congestion control, and those that anybody may choose (tcp(7)).
+const CONGESTION: &str = "/proc/sys/net/ipv4/tcp_congestion_control";
+const CONGESTION_ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
 /// TCP_CA_NAME_MAX of linux/tcp.h.
 const CONGESTION_NAME: usize = 16;
 
@@ -132,7 +133,8 @@ impl State {
             if length == 0 {
                 return Err(Errno(libc::EINVAL));
             }
-            if !CONGESTION.contains(&text) {
+            let allowed = std::fs::read(CONGESTION_ALLOWED).unwrap_or_else(|_| b"reno cubic".to_vec());
+            if !allowed.split(u8::is_ascii_whitespace).any(|one| one == text) {
                 return Err(Errno(libc::ENOENT));
             }
             self.remember(fd.as_fd(), mark, (level, name), text.to_vec())?;
@@ -194,7 +196,9 @@ impl State {
                 let zero = value != 0 && trap.read_int(address + 4)? == 0;
                 if zero != mark.has(LINGER_ZERO) {
                     socket::set_mark(fd.as_fd(), mark.with(LINGER_ZERO, u64::from(zero)).0)?;
-                    self.arm_reset(fd.as_fd(), zero);
+                }
+                if zero {
+                    self.arm_reset(fd.as_fd());
                 }
                 // The kernel keeps the value itself.
                 Ok(Answer::Native)
@@ -222,7 +226,10 @@ impl State {
             (libc::SOL_SOCKET, _) => u64::MAX.to_ne_bytes()[..if room < 8 { 4 } else { 8 }].to_vec(),
             (TCP, libc::TCP_INFO) => info(&fd)?,
             (TCP, libc::TCP_CONGESTION) => {
-                let mut text = self.extra(fd.as_fd(), mark, (level, name)).unwrap_or(CONGESTION[0]).to_vec();
+                let mut text = self.extra(fd.as_fd(), mark, (level, name)).map_or_else(
+                    || std::fs::read(CONGESTION).map_or_else(|_| b"cubic".to_vec(), |text| text.trim_ascii_end().to_vec()),
+                    <[u8]>::to_vec,
+                );
                 text.resize(CONGESTION_NAME, 0);
                 text
             }
@@ -236,8 +243,11 @@ impl State {
                 int(MTU)
             }
             _ => {
+                if !applies(mark, level) {
+                    return Err(Errno(libc::EOPNOTSUPP));
+                }
                 let number = NUMBERS.iter().find(|number| (number.level, number.name) == (level, name));
-                let Some(number) = number.filter(|_| applies(mark, level)) else {
+                let Some(number) = number else {
                     return Err(Errno(libc::ENOPROTOOPT));
                 };
                 match number.kept {

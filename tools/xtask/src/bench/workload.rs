@@ -55,7 +55,7 @@ fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
 /// The first number after `mark` in `text`.
 fn number(text: &str, mark: &str) -> Result<f64> {
     let rest = text.split_once(mark).ok_or_else(|| format!("no {mark:?} in {text}"))?.1;
-    let rest = rest.trim_start_matches([' ', ':', '"', ',', '=']);
+    let rest = rest.trim_start_matches([' ', '\t', ':', '"', ',', '=']);
     let end = rest.find(|c: char| !c.is_ascii_digit() && !".e+-".contains(c)).unwrap_or(rest.len());
     Ok(rest[..end].parse()?)
 }

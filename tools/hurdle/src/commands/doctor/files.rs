@@ -30,9 +30,9 @@ pub(crate) fn sealed_memory(report: &Report) -> Outcome {
     if found != bytes {
         return Err(report.wrong("it does not hold what was written"));
     }
-    match File::from(fd).write(b"x") {
+    match File::from(fd).write_all(b"x") {
         Err(_) => Ok(()),
-        Ok(_) => Err(report.wrong("it can be written though it is sealed")),
+        Ok(()) => Err(report.wrong("it can be written though it is sealed")),
     }
 }
 

@@ -1,0 +1,8 @@
+//! The number that is the wire's own.
+hurdle_wire::interface! {
+    pub mod reserved = 7 {
+        0 fn describe();
+    }
+}
+
+fn main() {}
