@@ -91,6 +91,19 @@ fn enter_runs_one_more_program_inside() {
     hurdle.assert_nothing_left();
 }
 
+/// Starts `hurdle wait`, and returns once it has reached the core and sleeps until there is an answer.
+fn waiting(hurdle: &Hurdle, name: &str) -> Running {
+    let running = hurdle.start(hurdle.command().args(["wait", name]), "wait.log");
+    until("it waits", || {
+        // The core's end of a connection has the name of the socket that listens.
+        let sockets = std::fs::read_to_string("/proc/net/unix").ok()?;
+        let ends = sockets.lines().filter(|line| line.split_once('@').is_some_and(|(_, path)| path.contains(name)));
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", running.id())).ok()?;
+        (ends.count() >= 2 && stat.contains(") S ")).then_some(())
+    });
+    running
+}
+
 #[test]
 fn wait_ends_as_the_program_did() {
     let hurdle = Hurdle::new();
@@ -98,7 +111,7 @@ fn wait_ends_as_the_program_did() {
     nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).expect("own directory");
     let text = format!("read x < {}; exit 9", gate.display());
     let env = detached(&hurdle, "awaited", &[], &["sh", "-c", &text]);
-    let waiting = hurdle.start(hurdle.command().args(["wait", &env.1]), "wait.log");
+    let waiting = waiting(&hurdle, &env.1);
     std::fs::write(&gate, "go\n").expect("a reader");
     assert_eq!(waiting.join().code(), Some(9));
     hurdle.assert_nothing_left();
@@ -113,7 +126,7 @@ fn a_signal_goes_to_the_first_program() {
     until("the trap is set", || said.with_extension("ready").exists().then_some(()));
     hurdle.call(&["kill", "--signal", "USR1", &env.1]).success();
     until("the program hears it", || std::fs::read_to_string(&said).is_ok_and(|text| text == "heard\n").then_some(()));
-    let waiting = hurdle.start(hurdle.command().args(["wait", &env.1]), "wait.log");
+    let waiting = waiting(&hurdle, &env.1);
     hurdle.call(&["kill", "-s", "KILL", &env.1]).success();
     assert_eq!(waiting.join().code(), Some(137));
     hurdle.assert_nothing_left();

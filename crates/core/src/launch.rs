@@ -33,6 +33,9 @@ pub struct Start {
     pub confirm: bool,
 }
 
+/// What a lack of fds is called, and what to do.
+const OUT_OF_FDS: &str = "no file descriptor is free for the environment (raise `ulimit -n`)";
+
 /// An environment that stands.
 #[derive(Debug)]
 pub(crate) struct Launched {
@@ -43,6 +46,7 @@ pub(crate) struct Launched {
     pub(crate) status: OwnedFd,
     /// The listener of the trapped calls.
     pub(crate) trap: Option<OwnedFd>,
+    program_name: String,
 }
 
 /// Makes the environment and starts its first program. The caller has one thread.
@@ -53,9 +57,12 @@ pub(crate) fn launch(plan: &Plan, start: Start) -> Result<Launched, Error> {
         rules => Some(Filter::new(rules).map_err(system("the filter of the trapped calls can't be built"))?),
     };
     let name = start.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
-    let program = prepare(&start).map_err(|e| Error::Program(name.clone(), e))?;
-    let (control, inner) = seqpacket::pair().map_err(system("no socket pair"))?;
-    let (status, inner_status) = process::pipe().map_err(system("no pipe"))?;
+    let program = prepare(&start).map_err(|e| match e.raw_os_error() {
+        Some(_) => Error::System(OUT_OF_FDS, e),
+        None => Error::Program(name.clone(), e),
+    })?;
+    let (control, inner) = seqpacket::pair().map_err(system(OUT_OF_FDS))?;
+    let (status, inner_status) = process::pipe().map_err(system(OUT_OF_FDS))?;
     let traps = filter.is_some();
     let confirm = start.confirm;
     let inside = Inside {
@@ -63,7 +70,7 @@ pub(crate) fn launch(plan: &Plan, start: Start) -> Result<Launched, Error> {
         filter,
         control: inner,
         program,
-        program_name: name,
+        program_name: name.clone(),
         status: inner_status,
         report_start: confirm,
     };
@@ -77,7 +84,7 @@ pub(crate) fn launch(plan: &Plan, start: Start) -> Result<Launched, Error> {
         // A failure shows as the report of init, or as its end.
         let _ = seqpacket::send(control.as_fd(), GO, &[], true);
     }
-    let mut launched = Launched { init, control, status, trap: None };
+    let mut launched = Launched { init, control, status, trap: None, program_name: name };
     if traps {
         launched.trap = launched.report(READY)?;
     }
@@ -118,7 +125,8 @@ impl Launched {
         match bytes.split_first() {
             Some((&first, _)) if first == word => Ok(received.fds.into_iter().next()),
             Some((&NOT_RUN, [code, text @ ..])) => {
-                Err(Error::Exec { code: *code, why: String::from_utf8_lossy(text).into_owned() })
+                let name = self.program_name.clone();
+                Err(Error::Exec { name, code: *code, why: String::from_utf8_lossy(text).into_owned() })
             }
             Some((&FAILED, text)) => Err(Error::SetUp(String::from_utf8_lossy(text).into_owned())),
             _ => Err(Error::SetUp("init ended before the environment stood".into())),

@@ -73,8 +73,10 @@ pub enum Error {
     #[error("{0:?} can't be run: {1}")]
     Program(String, #[source] io::Error),
     /// The exec failed inside.
-    #[error("the program can't be run: {why}")]
+    #[error("{name}: {why}")]
     Exec {
+        /// What was to be run.
+        name: String,
         /// As shells have it: 127 not found, 126 found but not to be run.
         code: u8,
         /// Why.

@@ -16,25 +16,17 @@ use hurdle_proto::server::{self, ClientChannel, Grant, Peer, Stored};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Group, Launch};
 use hurdle_sys::seqpacket;
-use hurdle_wire::{Channel, Fd, Refused};
+use hurdle_wire::{Channel, Fd, Refused, Router, ServeOptions};
 use tokio::sync::oneshot;
 
 use crate::refuse::Refuser;
 use crate::{Command, os};
 
-/// Deaths in [`WINDOW`] after which nobody is started any more.
-const MAX_DEATHS: usize = 6;
-/// How long a death counts.
-const WINDOW: Duration = Duration::from_secs(10);
-/// How long to wait before each start after so many deaths in the window.
-const BACK_OFF: [Duration; MAX_DEATHS] = [
-    Duration::ZERO,
-    Duration::ZERO,
-    Duration::from_millis(20),
-    Duration::from_millis(100),
-    Duration::from_millis(400),
-    Duration::from_millis(1000),
-];
+/// How long to wait before the next start after so many servers in a row that died young; after one more nobody is started.
+const BACK_OFF: [Duration; 4] =
+    [Duration::ZERO, Duration::ZERO, Duration::from_millis(20), Duration::from_millis(100)];
+/// A server that dies before it has served for so long has died young.
+const YOUNG: Duration = Duration::from_millis(20);
 /// Lines of a server's standard error that are kept.
 const LINES: usize = 20;
 
@@ -86,7 +78,8 @@ pub(crate) struct Right {
     pub(crate) clients: Vec<Client>,
     pub(crate) swap: Option<Swap>,
     stored: BTreeMap<String, (Vec<u8>, Vec<OwnedFd>)>,
-    recent: VecDeque<Instant>,
+    /// Servers in a row that died young.
+    young: usize,
     deaths: u32,
     swaps: u32,
     stderr: VecDeque<String>,
@@ -102,7 +95,7 @@ impl Right {
             clients: Vec::new(),
             swap: None,
             stored: BTreeMap::new(),
-            recent: VecDeque::new(),
+            young: 0,
             deaths: 0,
             swaps: 0,
             stderr: VecDeque::new(),
@@ -180,24 +173,31 @@ impl Right {
         if self.interface == "net" { os::ENETDOWN } else { os::EIO }
     }
 
-    /// Notes a death; says what comes next.
+    /// Notes a death; decides what comes next.
     pub(crate) fn died(&mut self, why: String) {
-        let now = Instant::now();
         self.deaths += 1;
-        self.recent.push_back(now);
-        while self.recent.front().is_some_and(|at| now.duration_since(*at) > WINDOW) {
-            self.recent.pop_front();
-        }
+        let old = matches!(&self.holder, Holder::Lent(b) if b.ready && b.since.elapsed() > YOUNG);
+        self.young = if old { 0 } else { self.young + 1 };
         for client in &self.clients {
+            // A client whose queue is full finds out by his deadline.
             let _ = hurdle_wire::announce_death(&client.channel);
         }
-        self.holder = match BACK_OFF.get(self.recent.len()) {
-            Some(pause) => Holder::BackOff(now + *pause),
+        self.holder = match BACK_OFF.get(self.young) {
+            Some(pause) => Holder::BackOff(Instant::now() + *pause),
             None => {
-                self.clients.clear();
+                self.refuse_clients(&why);
                 Holder::Failed { reason: why, _refuser: self.refuser() }
             }
         };
+    }
+
+    /// From now on every client is told why nobody serves him.
+    fn refuse_clients(&mut self, why: &str) {
+        let refused = Refused::new(self.errno(), format!("the {} server has failed: {why}", self.interface));
+        for client in self.clients.drain(..) {
+            let router = Router::refusing(refused.clone());
+            std::thread::spawn(move || hurdle_wire::serve(&client.channel, &router, &ServeOptions::default()));
+        }
     }
 
     /// Who answers trapped calls while the right is failed.
@@ -221,7 +221,7 @@ impl Right {
         let swap = self.swap.take()?;
         let from = std::mem::replace(&mut self.spec, swap.to.clone());
         self.swaps += 1;
-        self.recent.clear();
+        self.young = 0;
         let old = std::mem::replace(&mut self.holder, Holder::Lent(swap.successor));
         let swapped = Swapped { from, to: swap.to, pause_us: 0 };
         match old {
@@ -234,7 +234,7 @@ impl Right {
     pub(crate) fn replace(&mut self, to: Spec) -> Swapped {
         let from = std::mem::replace(&mut self.spec, to.clone());
         self.swaps += 1;
-        self.recent.clear();
+        self.young = 0;
         self.holder = Holder::Nobody;
         Swapped { from, to, pause_us: 0 }
     }

@@ -199,7 +199,7 @@ pub(crate) fn decode_text<T: DeserializeOwned>(text: &[u8], names: &[&str]) -> R
         _ => return Err(format!("expected an array or an object with the arguments {names:?}")),
     };
     if list.len() != names.len() {
-        return Err(format!("{} arguments; expected {}: {names:?}", list.len(), names.len()));
+        return Err(format!("it takes {} arguments ({}), not {}", names.len(), names.join(", "), list.len()));
     }
     // Serde takes a tuple from an array, but the empty tuple from null.
     let value = if list.is_empty() { serde_json::Value::Null } else { serde_json::Value::Array(list) };

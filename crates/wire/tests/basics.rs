@@ -154,7 +154,7 @@ fn any_call_can_be_made_as_text() {
     for (path, arguments, reason) in [
         ("nothing.add", "[]", "no interface \"nothing\"; there is: demo"),
         ("demo.subtract", "[]", "no call \"subtract\" in demo; there is: add, refuse"),
-        ("demo.add", "[2]", "1 arguments; expected 2"),
+        ("demo.add", "[2]", "2 arguments"),
         ("demo.add", r#"[2, "x"]"#, "invalid type: string"),
         ("demo.add", r#"{"a": 1, "c": 2}"#, "no argument is called \"c\""),
         ("demo.add", "[2, 3", "EOF"),

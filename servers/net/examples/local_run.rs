@@ -4,7 +4,8 @@
 //!     local_run CMD…
 //!
 //! With LOCAL_RUN=native in the environment the command gets the network namespace alone, and real TCP in it. With
-//! LOCAL_RUN=crash the server is a process of its own that is killed every 30 ms, and its successor goes on.
+//! LOCAL_RUN=crash the server is a process of its own; it is killed and a successor started whenever the command makes the
+//! file that CRASH_FILE names, which is removed once the successor serves.
 
 use hurdle_net::local::Server;
 use hurdle_sys::ns::{self, Extent, Ids, Namespaces};
@@ -60,6 +61,7 @@ fn crash(mut child: std::process::Child, trap: OwnedFd) -> io::Result<ExitCode> 
     let ledger = Ledger::create()?;
     let mut namespaces: Option<(OwnedFd, OwnedFd)> = None;
     let mut deaths = 0;
+    let file = std::path::PathBuf::from(std::env::var_os("CRASH_FILE").ok_or(io::ErrorKind::InvalidInput)?);
     loop {
         // A server hands its namespaces over a pipe by number: it is its own keeper's child, which can fetch them.
         let (mut told, mut tell) = UnixStream::pair()?;
@@ -89,8 +91,14 @@ fn crash(mut child: std::process::Child, trap: OwnedFd) -> io::Result<ExitCode> 
             };
             namespaces = Some((fetch(0)?, fetch(4)?));
         }
-        std::thread::sleep(std::time::Duration::from_millis(30));
-        let over = child.try_wait()?;
+        let _ = std::fs::remove_file(&file);
+        let over = loop {
+            let over = child.try_wait()?;
+            if over.is_some() || file.exists() {
+                break over;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        };
         hurdle_sys::process::kill(server, 9)?;
         hurdle_sys::process::wait(Some(server))?;
         if let Some(status) = over {

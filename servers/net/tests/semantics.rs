@@ -17,10 +17,12 @@ fn harness() -> PathBuf {
 
 fn run(body: &str, mode: &str) -> Output {
     let bodies = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bodies");
+    let crash = std::env::temp_dir().join(format!("hurdle-crash-{}", std::process::id()));
     let mut child = Command::new(harness())
         .args(["/usr/bin/python3", "-B", &format!("{body}.py")])
         .current_dir(bodies)
         .env("LOCAL_RUN", mode)
+        .envs((mode == "crash").then(|| ("CRASH_FILE", crash.as_os_str())))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -36,7 +36,7 @@ pub(crate) enum Command {
         /// The environment.
         env: String,
         /// The program and its arguments.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        #[arg(trailing_var_arg = true)]
         command: Vec<OsString>,
     },
     /// Wait for the end of an environment, and exit as its program did.
@@ -68,7 +68,7 @@ pub(crate) enum Command {
         /// `IFACE` lists its calls, `IFACE.CALL` calls one; neither lists the interfaces.
         call: Option<String>,
         /// The call's arguments, each as JSON; a bare word is a string.
-        #[arg(allow_hyphen_values = true)]
+        #[arg(allow_negative_numbers = true)]
         arguments: Vec<String>,
     },
     /// Try each kernel facility that hurdle needs, and say what to do about what is missing.
@@ -133,7 +133,7 @@ pub(crate) struct Run {
     #[arg(long = "fd", value_name = "N", value_parser = clap::value_parser!(i32).range(3..256))]
     pub(crate) fds: Vec<i32>,
     /// The program and its arguments.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(trailing_var_arg = true)]
     pub(crate) command: Vec<OsString>,
 }
 

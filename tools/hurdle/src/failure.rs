@@ -30,7 +30,7 @@ impl Failure {
     /// A call to the environment `env` that failed.
     pub(crate) fn call(env: &str, error: &CallError) -> Failure {
         match error {
-            CallError::Dead => Failure::new(env, "the environment has ended"),
+            CallError::Dead => Failure::new(env, "it has ended"),
             CallError::Refused(refused) => Failure::new(env, &refused.reason),
             other => Failure::new(env, other),
         }
@@ -52,7 +52,6 @@ impl From<hurdle_proto::spec::SpecError> for Failure {
 impl From<hurdle_core::Error> for Failure {
     fn from(e: hurdle_core::Error) -> Failure {
         let code = match &e {
-            hurdle_core::Error::Program(_, cause) => hurdle_core::exec_failure(cause).0,
             hurdle_core::Error::Exec { code, .. } => *code,
             _ => OWN,
         };

@@ -96,7 +96,13 @@ impl State {
                         let limit = socket::time_limit(fd, libc::SO_SNDTIMEO)?;
                         return Ok(Answer::WaitConnect { on: name, until: deadline(limit) });
                     }
-                    Some(libc::EISCONN) if trap.recovered => return Ok(Answer::Value(0)),
+                    Some(libc::EISCONN) if trap.recovered => {
+                        // An earlier server connected it, and may not have come to give it its name.
+                        if socket::name(fd)?.bytes().is_empty() {
+                            self.christen(fd, mark, to, bound, false)?;
+                        }
+                        return Ok(Answer::Value(0));
+                    }
                     // What a listener gets.
                     Some(libc::EINVAL) => return Err(Errno(libc::EISCONN)),
                     _ => return Err(error.into()),

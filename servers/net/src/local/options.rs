@@ -227,7 +227,10 @@ impl State {
             (TCP, libc::TCP_INFO) => info(&fd)?,
             (TCP, libc::TCP_CONGESTION) => {
                 let mut text = self.extra(fd.as_fd(), mark, (level, name)).map_or_else(
-                    || std::fs::read(CONGESTION).map_or_else(|_| b"cubic".to_vec(), |text| text.trim_ascii_end().to_vec()),
+                    || {
+                        std::fs::read(CONGESTION)
+                            .map_or_else(|_| b"cubic".to_vec(), |text| text.trim_ascii_end().to_vec())
+                    },
                     <[u8]>::to_vec,
                 );
                 text.resize(CONGESTION_NAME, 0);

@@ -44,7 +44,10 @@ pub(super) fn spawn(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
 fn run(shared: &Arc<Shared>) {
     let Ok(alarm) = Alarm::new() else { return };
     let dispatch = Dispatch::new();
-    for (slot, call) in shared.ledger.recover(&shared.listener) {
+    let mut unanswered = shared.ledger.recover(&shared.listener);
+    // Connections get their names before anybody accepts them.
+    unanswered.sort_by_key(|(_, call)| dispatch.handler(call.syscall) != Some(Handler::Connect));
+    for (slot, call) in unanswered {
         serve(shared, &dispatch, &alarm, &call, slot, true);
     }
     let mut slot = None;

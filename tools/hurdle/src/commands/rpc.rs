@@ -20,7 +20,7 @@ pub(crate) fn rpc(env: &str, call: Option<&str>, arguments: &[String], json: boo
         Connection::new(look::server(env, interface)?)
     };
     if name.is_none() {
-        let described = describe(&connection).map_err(|e| Failure::call(env, &e))?;
+        let described = describe(&connection).map_err(|e| Failure::call(&format!("{env}, {interface}"), &e))?;
         if json {
             return output::json(&described);
         }
