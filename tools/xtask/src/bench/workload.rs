@@ -16,15 +16,24 @@ struct Server(Child);
 
 impl Server {
     /// Starts it, and waits until it accepts connections.
-    fn start(mut command: Command, port: u16) -> Result<Self> {
-        let log = std::env::temp_dir().join(format!("server-{port}.log"));
+    fn start(command: Command, port: u16) -> Result<Self> {
+        Self::start_until(command, |_| TcpStream::connect(("127.0.0.1", port)).is_ok())
+    }
+
+    /// Starts it, and waits until it is ready, which is asked with what it has printed so far.
+    fn start_until(mut command: Command, ready: impl Fn(&str) -> bool) -> Result<Self> {
+        let log = std::env::temp_dir().join(format!("server-{}.log", std::process::id()));
         let file = File::create(&log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
         let mut server = Self(command.spawn().map_err(|error| format!("{command:?}: {error}"))?);
         let end = Instant::now() + Duration::from_secs(20);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        loop {
+            let printed = std::fs::read_to_string(&log)?;
+            if ready(&printed) {
+                break;
+            }
             if server.0.try_wait()?.is_some() || Instant::now() > end {
-                return Err(format!("{command:?} does not listen: {}", std::fs::read_to_string(&log)?).into());
+                return Err(format!("{command:?} is not ready: {printed}").into());
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -124,8 +133,9 @@ pub(crate) fn iperf3(_: &Path) -> Result<f64> {
     let port = free_port()?;
     let address = port.to_string();
     let mut server = command("iperf3");
-    server.args(["-s", "-B", "127.0.0.1", "-p", &address]);
-    let _server = Server::start(server, port)?;
+    server.args(["-s", "-B", "127.0.0.1", "-p", &address, "--forceflush"]);
+    // It takes any connection for its one client, so it is not asked by one.
+    let _server = Server::start_until(server, |printed| printed.contains("Server listening"))?;
     let mut client = command("iperf3");
     client.args(["-c", "127.0.0.1", "-p", &address, "-t", "2", "-J"]);
     let text = output(&mut client)?;
