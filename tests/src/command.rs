@@ -112,6 +112,18 @@ impl Hurdle {
         self.json(&["ls", name])[0].take()
     }
 
+    /// The right for an interface, as `hurdle ls` tells.
+    ///
+    /// # Panics
+    /// Panics if the environment has none for it.
+    #[track_caller]
+    pub fn right(&self, name: &str, interface: &str) -> Value {
+        let info = self.info(name);
+        let rights = info["rights"].as_array().map_or(&[][..], Vec::as_slice);
+        let found = rights.iter().find(|right| right["interface"] == interface);
+        found.unwrap_or_else(|| panic!("no right for {interface}: {info}")).clone()
+    }
+
     /// Runs `hurdle --json ARGUMENTS`, and reads the answer.
     ///
     /// # Panics
@@ -145,13 +157,28 @@ impl Drop for Hurdle {
 
 /// The executable to test: `HURDLE_BIN`, else the release build beside this test's own build.
 fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("HURDLE_BIN") {
-        return PathBuf::from(path);
+    match std::env::var_os("HURDLE_BIN") {
+        Some(path) => path.into(),
+        None => built("release/hurdle", "cargo build --release -p hurdle"),
     }
+}
+
+/// An example server: in the directory `HURDLE_EXAMPLES`, else beside this test's own build.
+///
+/// # Panics
+/// Panics if there is none; it says how to build it.
+pub fn example(name: &str) -> PathBuf {
+    match std::env::var_os("HURDLE_EXAMPLES") {
+        Some(directory) => Path::new(&directory).join(name),
+        None => built(&format!("debug/examples/{name}"), "cargo build -p hurdle-server --examples"),
+    }
+}
+
+/// `path` in cargo's directory for this target.
+fn built(path: &str, command: &str) -> PathBuf {
     // A test's executable is TARGET/debug/deps/NAME.
     let this = std::env::current_exe().expect("a process knows its executable");
-    let target = this.ancestors().nth(3).expect("a test lies three directories deep");
-    let path = target.join("release/hurdle");
-    assert!(path.exists(), "{} is not there: cargo build --release -p hurdle, or set HURDLE_BIN", path.display());
+    let path = this.ancestors().nth(3).expect("a test lies three directories deep").join(path);
+    assert!(path.exists(), "{} is not there: {command}", path.display());
     path
 }

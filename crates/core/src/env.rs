@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use hurdle_proto::core::{EnvInfo, Swapped};
@@ -32,16 +32,37 @@ type Answer<T> = oneshot::Sender<T>;
 /// What other threads ask of the loop, or tell it.
 pub(crate) enum Ask {
     Info(Answer<EnvInfo>),
-    Lookup { interface: String, peer: Peer, answer: Answer<Result<OwnedFd, Refused>> },
-    Swap { interface: String, spec: Spec, answer: Answer<Result<Swapped, Refused>> },
+    Lookup {
+        interface: String,
+        peer: Peer,
+        answer: Answer<Result<OwnedFd, Refused>>,
+    },
+    Swap {
+        interface: String,
+        spec: Spec,
+        answer: Answer<Result<Swapped, Refused>>,
+    },
     Wait(Answer<i32>),
     End(Answer<()>),
-    Put { interface: String, entry: Stored, answer: Answer<Result<(), Refused>> },
-    Remove { interface: String, key: String, answer: Answer<()> },
+    Put {
+        interface: String,
+        entry: Stored,
+        answer: Answer<Result<(), Refused>>,
+    },
+    Remove {
+        interface: String,
+        key: String,
+        answer: Answer<()>,
+    },
     /// The borrower of this number has answered `borrow`.
-    Borrowed { borrower: u64, result: Result<(), CallError> },
+    Borrowed {
+        borrower: u64,
+        result: Result<(), CallError>,
+    },
     /// The holder of the right with this successor has answered `give_back`, or is late.
-    Returned { successor: u64 },
+    Returned {
+        successor: u64,
+    },
 }
 
 /// Where to post to the loop.
@@ -187,7 +208,8 @@ impl Env {
             match source {
                 Source::Signal => self.forward_signals(),
                 Source::Status => {
-                    let next = launch::next_status(&mut self.status).map_err(|e| Error::System("the status pipe", e))?;
+                    let next =
+                        launch::next_status(&mut self.status).map_err(|e| Error::System("the status pipe", e))?;
                     match next.map(Status::state) {
                         None => return Ok(Some(None)),
                         Some(State::Exited(_) | State::Killed(_)) => return Ok(Some(next)),
@@ -406,7 +428,8 @@ impl Env {
             }
             Err(e) => {
                 if let Some((answer, _, _)) = swap {
-                    let _ = answer.send(Err(Refused::new(os::EIO, format!("the new server did not take the right: {e}"))));
+                    let _ =
+                        answer.send(Err(Refused::new(os::EIO, format!("the new server did not take the right: {e}"))));
                 }
                 // If it died, its end says more; if it lives, it is of no use.
                 if !matches!(e, CallError::Dead) {
@@ -435,7 +458,8 @@ impl Env {
             Ok((n, None)) => _ = answer.send(Ok(self.rights[n].replace(to))),
             Ok((n, Some(successor))) => {
                 let Holder::Lent(holder) = &self.rights[n].holder else { return };
-                let (id, up, old, mailbox) = (successor.id, successor.boot.clone(), holder.boot.clone(), self.mailbox.clone());
+                let (id, up, old, mailbox) =
+                    (successor.id, successor.boot.clone(), holder.boot.clone(), self.mailbox.clone());
                 self.rights[n].begin_swap(to, successor, answer);
                 std::thread::spawn(move || {
                     // Whether it answers or not, the predecessor must return the right before it is lent again.

@@ -104,7 +104,15 @@ fn set_up(inside: &Inside<'_>) -> Result<Option<OwnedFd>, String> {
     match &inside.filter {
         None => Ok(None),
         Some(filter) => filter.install(ListenerFlags::default()).map(Some).map_err(|e| {
-            format!("system calls can't be trapped (seccomp user notification): {e}; `hurdle doctor` tells what is missing")
+            let hint = match e.raw_os_error() {
+                // A filter chain has room for one listener.
+                Some(os::EBUSY) => {
+                    "this is inside an environment whose calls are trapped already, which is not possible yet: choose \
+                     --net share or --net none here"
+                }
+                _ => "`hurdle doctor` tells what is missing",
+            };
+            format!("system calls can't be trapped (seccomp user notification): {e}; {hint}")
         }),
     }
 }
@@ -252,7 +260,10 @@ impl init::init::Server for Hand {
     async fn signal(&self, _: &Context, pid: i32, signal: i32) -> Result<(), Refused> {
         let pid = if pid == 0 { self.first } else { pid };
         if pid == -1 || pid == 1 {
-            return Err(Refused::new(os::EPERM, "pid 1 and \"everybody\" are not to be signalled; `hurdle kill` ends it all"));
+            return Err(Refused::new(
+                os::EPERM,
+                "pid 1 and \"everybody\" are not to be signalled; `hurdle kill` ends it all",
+            ));
         }
         Ok(process::kill(pid, signal)?)
     }

@@ -121,14 +121,15 @@ impl Launched {
             // Init ended without a word.
             return Ok(None);
         }
-        let received = seqpacket::receive(self.control.as_fd(), &mut bytes).map_err(|e| Error::System("init is gone", e))?;
+        let received =
+            seqpacket::receive(self.control.as_fd(), &mut bytes).map_err(|e| Error::System("init is gone", e))?;
         match bytes.split_first() {
-            Some((&first, _)) if first == word => Ok(received.fds.into_iter().next()),
             Some((&NOT_RUN, [code, text @ ..])) => {
                 let name = self.program_name.clone();
                 Err(Error::Exec { name, code: *code, why: String::from_utf8_lossy(text).into_owned() })
             }
             Some((&FAILED, text)) => Err(Error::SetUp(String::from_utf8_lossy(text).into_owned())),
+            Some((&first, _)) if first == word => Ok(received.fds.into_iter().next()),
             _ => Err(Error::SetUp("init ended before the environment stood".into())),
         }
     }
@@ -166,7 +167,8 @@ struct Helper {
 
 fn helper(name: &'static str, pid: i32, extents: &[Extent]) -> Result<Helper, Error> {
     let numbers = extents.iter().flat_map(|e| [e.inside, e.outside, e.count]).map(|n| n.to_string());
-    let program = ["/usr/bin", "/bin", "/usr/local/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|p| p.exists());
+    let program =
+        ["/usr/bin", "/bin", "/usr/local/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|p| p.exists());
     let program = program.as_deref().map_or(OsStr::new(name), Path::as_os_str);
     let child = Command::new(program).arg(pid.to_string()).args(numbers).stderr(Stdio::piped()).spawn();
     Ok(Helper { name, child: child.map_err(|e| Error::System("newuidmap can't be run (package uidmap)", e))? })
@@ -182,7 +184,11 @@ impl Helper {
         if let Some(mut stderr) = self.child.stderr.take() {
             let _ = stderr.read_to_string(&mut said);
         }
-        Err(Error::SetUp(format!("{} refused the id map ({}); `--auth root,ids=one` needs no range", self.name, said.trim())))
+        Err(Error::SetUp(format!(
+            "{} refused the id map ({}); `--auth root,ids=one` needs no range",
+            self.name,
+            said.trim()
+        )))
     }
 }
 

@@ -15,8 +15,12 @@ pub(crate) fn string(bytes: Vec<u8>) -> OsString {
 /// to be run.
 pub fn exec_failure(error: &io::Error) -> (u8, String) {
     match error.kind() {
-        io::ErrorKind::NotFound => (127, "no such program in the environment (is it in PATH, and below its root?)".into()),
-        io::ErrorKind::PermissionDenied => (126, "it is there but may not be executed (check its mode: chmod +x)".into()),
+        io::ErrorKind::NotFound => {
+            (127, "no such program in the environment (is it in PATH, and below its root?)".into())
+        }
+        io::ErrorKind::PermissionDenied => {
+            (126, "it is there but may not be executed (check its mode: chmod +x)".into())
+        }
         _ => (126, format!("it can't be executed: {error}")),
     }
 }

@@ -23,8 +23,7 @@ use crate::refuse::Refuser;
 use crate::{Command, os};
 
 /// How long to wait before the next start after so many servers in a row that died young; after one more nobody is started.
-const BACK_OFF: [Duration; 4] =
-    [Duration::ZERO, Duration::ZERO, Duration::from_millis(20), Duration::from_millis(100)];
+const BACK_OFF: [Duration; 4] = [Duration::ZERO, Duration::ZERO, Duration::from_millis(20), Duration::from_millis(100)];
 /// A server that dies before it has served for so long has died young.
 const YOUNG: Duration = Duration::from_millis(20);
 /// Lines of a server's standard error that are kept.
@@ -158,9 +157,8 @@ impl Right {
         }
         let (ours, theirs) = seqpacket::pair()?;
         let ours = Channel::from(ours);
-        if let Holder::Lent(borrower) = &self.holder
-            && borrower.ready
-        {
+        // Also before it has answered `borrow`: what came with that was gathered earlier.
+        if let Holder::Lent(borrower) = &self.holder {
             let channel = Fd::from(ours.as_fd().try_clone_to_owned()?);
             let _ = borrower.boot.connect(ClientChannel { peer, channel }).wait();
         }
@@ -212,12 +210,19 @@ impl Right {
     }
 
     /// Starts a swap: `successor` is up, the holder is about to return the right.
-    pub(crate) fn begin_swap(&mut self, to: Spec, successor: Borrower, answer: oneshot::Sender<Result<Swapped, Refused>>) {
+    pub(crate) fn begin_swap(
+        &mut self,
+        to: Spec,
+        successor: Borrower,
+        answer: oneshot::Sender<Result<Swapped, Refused>>,
+    ) {
         self.swap = Some(Swap { to, successor, answer, paused: Instant::now() });
     }
 
     /// The right is back: from now on the successor's. The old holder is returned, to be ended.
-    pub(crate) fn pass_on(&mut self) -> Option<(Borrower, oneshot::Sender<Result<Swapped, Refused>>, Swapped, Instant)> {
+    pub(crate) fn pass_on(
+        &mut self,
+    ) -> Option<(Borrower, oneshot::Sender<Result<Swapped, Refused>>, Swapped, Instant)> {
         let swap = self.swap.take()?;
         let from = std::mem::replace(&mut self.spec, swap.to.clone());
         self.swaps += 1;
@@ -301,7 +306,15 @@ impl Borrower {
             .dies_with_parent();
         let pid = launch.start()?;
         let boot = Arc::new(server::server::Client::from(Channel::from(ours)));
-        Ok(Borrower { id, pid, pidfd: process::pidfd(pid)?, boot, stderr: stderr.into(), since: Instant::now(), ready: false })
+        Ok(Borrower {
+            id,
+            pid,
+            pidfd: process::pidfd(pid)?,
+            boot,
+            stderr: stderr.into(),
+            since: Instant::now(),
+            ready: false,
+        })
     }
 }
 

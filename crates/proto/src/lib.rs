@@ -6,12 +6,12 @@
 //! - interfaces, each declared once and numbered for ever: [`core`], [`server`], [`init`], [`net`], [`auth`], [`process`],
 //!   [`fs`]. Numbers from 1000 on are for users' own.
 
-pub mod plan;
-pub mod spec;
 pub mod auth;
 pub mod core;
 pub mod fs;
 pub mod init;
 pub mod net;
+pub mod plan;
 pub mod process;
 pub mod server;
+pub mod spec;

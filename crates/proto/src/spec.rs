@@ -35,7 +35,7 @@ impl Layer {
         if let Some(unused) = self.argument.as_ref().filter(|_| !argument) {
             return bad(format!("`{}` takes no argument (`:{unused}`)", self.kind));
         }
-        if argument && self.argument.is_none() {
+        if argument && self.argument.as_deref().unwrap_or_default().is_empty() {
             return bad(format!("`{0}` needs an argument: `{0}:…`", self.kind));
         }
         match self.options.keys().find(|key| !known.contains(&key.as_str())) {
@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn a_bad_spec_says_what_is_wrong() {
-        for (text, why) in [("", "kind"), ("a++b", "kind"), ("a,=1", "no name"), ("a,x=1,x=2", "twice"), (":x", "kind")] {
+        for (text, why) in [("", "kind"), ("a++b", "kind"), ("a,=1", "no name"), ("a,x=1,x=2", "twice"), (":x", "kind")]
+        {
             let error = text.parse::<Spec>().unwrap_err().to_string();
             assert!(error.contains(why) && error.contains(text), "{error}");
         }

@@ -181,12 +181,7 @@ impl Launch {
     }
 
     /// In the child: system calls only, no allocation, no lock. Returns the errno of what failed.
-    fn exec(
-        &self,
-        moves: &[(OwnedFd, RawFd)],
-        argv: &[*const libc::c_char],
-        envp: &[*const libc::c_char],
-    ) -> i32 {
+    fn exec(&self, moves: &[(OwnedFd, RawFd)], argv: &[*const libc::c_char], envp: &[*const libc::c_char]) -> i32 {
         // SAFETY: async-signal-safe system calls on fds and strings that live in `self`, `moves`, `argv` and `envp`.
         unsafe {
             let errno = || *libc::__errno_location();
@@ -308,7 +303,7 @@ impl Status {
 
 /// wait4(2) with WUNTRACED and WCONTINUED: the next change of a child (`None`: of any). ECHILD: there is none.
 pub fn wait(pid: Option<i32>) -> io::Result<(i32, Status)> {
-    wait4(pid, libc::WUNTRACED | libc::WCONTINUED).map(|(pid, status)| (pid, status))
+    wait4(pid, libc::WUNTRACED | libc::WCONTINUED)
 }
 
 /// As [`wait`], but at once: `None` if no child has changed.
@@ -435,7 +430,7 @@ pub fn ended(fd: BorrowedFd<'_>) -> bool {
 
 /// close_range(2) on everything above 2 but `keep`: for a process that is a copy of another and never returns to what the
 /// fds belong to.
-pub fn close_all_but(keep: &mut Vec<RawFd>) {
+pub fn close_all_but(keep: &mut [RawFd]) {
     keep.sort_unstable();
     let mut next = 3;
     for &fd in keep.iter().filter(|fd| **fd >= 3) {
@@ -505,8 +500,8 @@ pub fn detach() -> io::Result<Option<i32>> {
 /// Numbers that callers name (signal(7), errno(3)).
 pub mod numbers {
     pub use libc::{
-        EAGAIN, EBUSY, ECONNREFUSED, EINVAL, EIO, ENETDOWN, ENOENT, EOPNOTSUPP, EPERM, ESRCH, SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGKILL,
-        SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2, SIGWINCH,
+        EAGAIN, EBUSY, ECONNREFUSED, EINVAL, EIO, ENETDOWN, ENOENT, EOPNOTSUPP, EPERM, ESRCH, SIGCHLD, SIGCONT, SIGHUP,
+        SIGINT, SIGKILL, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2, SIGWINCH,
     };
 }
 

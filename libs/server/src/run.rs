@@ -31,7 +31,8 @@ pub fn run<S: Service>(start: impl FnOnce(&mut Borrowed) -> Result<S, Refused> +
     };
     let idle = std::env::var("HURDLE_IDLE_MS").ok().and_then(|ms| ms.parse().ok()).map_or(IDLE, Duration::from_millis);
     let begin: Start = Box::new(|borrowed| start(borrowed).map(Router::from));
-    let holder = Arc::new(Holder { idle, stopper: Stopper::new(), state: Mutex::new(State::Waiting(begin)) });
+    let holder =
+        Arc::new(Holder { idle, stopper: Stopper::new(), state: Mutex::new(State::Waiting(begin, Vec::new())) });
     let router = Router::from(server::service(holder.clone()));
     let options = ServeOptions { idle: Some(idle), ..ServeOptions::default() };
     loop {
@@ -56,7 +57,8 @@ struct Holder {
 }
 
 enum State {
-    Waiting(Start),
+    /// Not yet lent; clients may be announced before the right itself arrives.
+    Waiting(Start, Vec<ClientChannel>),
     Serving(Serving),
     Returned,
 }
@@ -84,7 +86,7 @@ impl Holder {
         let quiet = |client: &Client| client.thread.is_finished() || client.quiet.load(Ordering::Relaxed);
         match &*self.state() {
             State::Serving(serving) => !serving.stays && serving.clients.iter().all(quiet),
-            State::Waiting(_) => false,
+            State::Waiting(..) => false,
             State::Returned => true,
         }
     }
@@ -120,8 +122,8 @@ impl Holder {
 impl server::Server for Holder {
     async fn borrow(&self, _: &Context, grant: Grant) -> Result<(), Refused> {
         let mut state = self.state();
-        let start = match std::mem::replace(&mut *state, State::Returned) {
-            State::Waiting(start) => start,
+        let (start, early) = match std::mem::replace(&mut *state, State::Returned) {
+            State::Waiting(start, early) => (start, early),
             other => {
                 *state = other;
                 return Err(Refused::new(crate::EBUSY, "this server has borrowed a right already"));
@@ -129,9 +131,8 @@ impl server::Server for Holder {
         };
         let mut borrowed = Borrowed::new(grant)?;
         let router = start(&mut borrowed)?;
-        let mut serving =
-            Serving { router, clients: Vec::new(), returning: borrowed.returning, stays: borrowed.stays };
-        for client in borrowed.clients {
+        let mut serving = Serving { router, clients: Vec::new(), returning: borrowed.returning, stays: borrowed.stays };
+        for client in borrowed.clients.into_iter().chain(early) {
             self.add(&mut serving, client)?;
         }
         *state = State::Serving(serving);
@@ -141,8 +142,12 @@ impl server::Server for Holder {
     async fn connect(&self, _: &Context, client: ClientChannel) -> Result<(), Refused> {
         match &mut *self.state() {
             State::Serving(serving) => self.add(serving, client),
+            State::Waiting(_, early) => {
+                early.push(client);
+                Ok(())
+            }
             // The core keeps the channel for the successor.
-            _ => Ok(()),
+            State::Returned => Ok(()),
         }
     }
 

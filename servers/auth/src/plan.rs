@@ -19,22 +19,25 @@ pub fn plan(spec: &Spec, plan: &mut Plan) -> Result<(), SpecError> {
         "root" => {
             layer.check(false, &["ids"])?;
             let ids = layer.options.get("ids").map_or("auto", String::as_str);
-            if effective_ids().0 == 0 {
+            if !["auto", "range", "one"].contains(&ids) {
+                return Err(spec.error("`ids` is auto, range or one"));
+            }
+            if effective_ids().0 == 0 && ids != "one" {
                 // Root outside already: every id he has is mapped.
                 plan.setuid = true;
                 return Ok(());
             }
             let range = match ids {
                 "one" => None,
-                "auto" | "range" => match range() {
+                _ => match range() {
                     Ok(map) => Some(map),
                     Err(why) if ids == "range" => return Err(spec.error(why)),
                     Err(why) => {
-                        plan.notes.push(format!("root inside is the only id: {why}; chown and su to others fail (EINVAL)"));
+                        plan.notes
+                            .push(format!("root inside is the only id: {why}; chown and su to others fail (EINVAL)"));
                         None
                     }
                 },
-                _ => return Err(spec.error("`ids` is auto, range or one")),
             };
             plan.setuid = range.is_some();
             plan.ids = range.unwrap_or_else(one);
@@ -65,11 +68,7 @@ fn range() -> Result<IdMap, String> {
         let (start, count) = granted.ok_or_else(|| format!("{file} grants no ids to uid {uid}"))?;
         Ok(vec![Extent { inside: 0, outside, count: 1 }, Extent { inside: 1, outside: start, count }])
     };
-    Ok(IdMap {
-        users: extents("/etc/subuid", uid)?,
-        groups: extents("/etc/subgid", gid)?,
-        writer: MapWriter::Helper,
-    })
+    Ok(IdMap { users: extents("/etc/subuid", uid)?, groups: extents("/etc/subgid", gid)?, writer: MapWriter::Helper })
 }
 
 /// The largest range that `file` grants to the user, as (first id, count).

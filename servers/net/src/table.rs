@@ -215,11 +215,24 @@ pub fn rows() -> Vec<Row<Handler>> {
         difference("close", "SO_LINGER with time 0", "a reset reaches the peer if it could be found, see docs/net.md"),
         difference("sendto, sendmsg", "with an address on a connected socket", "EISCONN; TCP ignores the address"),
         difference("recvfrom, recvmsg", "with room for an address", "an AF_UNIX address; TCP writes none"),
-        difference("write, send", "on a socket whose peer has closed", "EPIPE at once; over TCP the first one still succeeds"),
-        difference("send, recv", "on a socket that was never connected", "ENOTCONN and EINVAL; TCP says EPIPE and ENOTCONN"),
+        difference(
+            "write, send",
+            "on a socket whose peer has closed",
+            "EPIPE at once; over TCP the first one still succeeds",
+        ),
+        difference(
+            "send, recv",
+            "on a socket that was never connected",
+            "ENOTCONN and EINVAL; TCP says EPIPE and ENOTCONN",
+        ),
         difference("shutdown", "SHUT_WR on a socket that is not connected", "0; TCP says ENOTCONN"),
         difference("setsockopt", "SO_ZEROCOPY", "EOPNOTSUPP; AF_UNIX has none"),
         difference("ioctl", "SIOCOUTQ", "bytes that the peer has not read, as over TCP those not acknowledged"),
+        difference(
+            "any trapped call",
+            "a signal whose handler was set without SA_RESTART comes while it is answered (some microseconds)",
+            "EINTR, also where TCP never says so; with SA_RESTART nothing is seen",
+        ),
         difference("any call", "of a 32-bit program", "native: it sees an empty network, in which nothing listens"),
         difference(
             "bind, connect",

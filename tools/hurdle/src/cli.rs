@@ -144,5 +144,7 @@ fn assignment(text: &str) -> Result<(String, Spec), String> {
 
 fn signal(text: &str) -> Result<i32, String> {
     let number = text.parse().ok().or_else(|| hurdle_sys::process::signal_number(text));
-    number.filter(|n| (1..=64).contains(n)).ok_or_else(|| "no such signal; name one (TERM, HUP, USR1…) or give its number".into())
+    number
+        .filter(|n| (1..=64).contains(n))
+        .ok_or_else(|| "no such signal; name one (TERM, HUP, USR1…) or give its number".into())
 }

@@ -25,6 +25,7 @@ const NEEDED: &[(&str, &str)] = &[
     ("node", "nodejs"),
     ("go", "golang-go"),
     ("javac", "default-jdk-headless"),
+    ("busybox", "busybox-static"),
     ("git", "git"),
     ("gcc", "gcc"),
     ("make", "make"),

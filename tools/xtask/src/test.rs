@@ -14,6 +14,10 @@ use crate::stage::{Stage, USER, User};
 /// How long one file of end-to-end tests may take.
 const LIMIT: Duration = Duration::from_secs(900);
 
+/// Files of tests that look at the source tree, which needs the owner of the checkout, or that hold one system against
+/// another, which is the same for each user and takes minutes.
+const ONCE: [&str; 2] = ["layout", "cpython"];
+
 /// What end-to-end tests read of the source tree.
 const SOURCES: [&str; 2] = ["README.md", "servers/net/tests/cpython-differences.txt"];
 
@@ -24,9 +28,16 @@ struct Count {
     skipped: usize,
     /// What failed, and what was left out and why.
     notes: Vec<String>,
+    /// How long each phase took.
+    times: Vec<(String, Duration)>,
 }
 
 impl Count {
+    /// Notes how long `what` took since `begin`.
+    fn took(&mut self, what: &str, begin: Instant) {
+        self.times.push((what.to_owned(), begin.elapsed()));
+    }
+
     fn fail(&mut self, what: impl std::fmt::Display) {
         self.failed += 1;
         self.notes.push(format!("FAILED {what}"));
@@ -53,23 +64,31 @@ pub(crate) fn run(names: &[String]) -> Result {
     if names.is_empty() {
         checks(&mut count);
     }
+    let phase = Instant::now();
     run_command(&mut cargo(&["build", "--release", "--package", "hurdle"]))?;
+    count.took("release build", phase);
     if names.is_empty() {
         count.check("documentation", docs::run(true));
-        let mut command = cargo(&["test", "--workspace", "--exclude", "hurdle-tests", "--no-fail-fast"]);
-        watch("unit and integration tests", &mut command, &mut count)?;
+        let phase = Instant::now();
+        let command = ["test", "--workspace", "--exclude", "hurdle-tests", "--no-fail-fast"];
+        watch("unit and integration tests", &mut cargo(&command), &mut count)?;
+        count.took("unit and integration tests, with their build", phase);
     }
     end_to_end(names, &mut count)?;
 
     for note in &count.notes {
         println!("{note}");
     }
-    println!("all of it took {} s", begin.elapsed().as_secs());
+    for (what, time) in count.times.iter().filter(|(_, time)| time.as_secs() > 0) {
+        println!("{:6} s  {what}", time.as_secs());
+    }
+    println!("{:6} s  all of it", begin.elapsed().as_secs());
     println!("{} passed, {} failed, {} skipped", count.passed, count.failed, count.skipped);
     if count.failed == 0 { Ok(()) } else { Err("tests failed".into()) }
 }
 
 fn checks(count: &mut Count) {
+    let phase = Instant::now();
     count.check("rustfmt", run_command(&mut cargo(&["fmt", "--all", "--check"])));
     let clippy = ["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"];
     count.check("clippy", run_command(&mut cargo(&clippy)));
@@ -77,6 +96,13 @@ fn checks(count: &mut Count) {
         let fuzz = ["check", "--quiet", "--manifest-path", "fuzz/Cargo.toml"];
         count.check("fuzz targets compile", run_command(&mut cargo(&fuzz)));
     }
+    count.took("rustfmt, clippy, fuzz targets", phase);
+    let phase = Instant::now();
+    deny(count);
+    count.took("cargo deny", phase);
+}
+
+fn deny(count: &mut Count) {
     if std::env::var_os("HURDLE_NO_DENY").is_some() {
         return count.skip("cargo deny", "HURDLE_NO_DENY is set");
     }
@@ -96,78 +122,97 @@ fn checks(count: &mut Count) {
 
 /// The end-to-end tests, as this user, and as an unprivileged one if this is root.
 fn end_to_end(names: &[String], count: &mut Count) -> Result {
-    let built = cargo(&["test", "--package", "hurdle-tests", "--no-run", "--message-format=json-render-diagnostics"])
-        .stderr(Stdio::inherit())
-        .output()?;
-    if !built.status.success() {
-        return Err("the end-to-end tests do not compile".into());
+    let phase = Instant::now();
+    let programs = executables(&["test", "--package", "hurdle-tests", "--no-run"])?;
+    let examples = executables(&["build", "--package", "hurdle-server", "--examples"])?;
+    count.took("build of the end-to-end tests", phase);
+    if let Some(name) = names.iter().find(|name| !programs.iter().any(|(known, _)| known == *name)) {
+        return Err(format!("no file of end-to-end tests is called {name}").into());
     }
-    let programs = executables(&String::from_utf8_lossy(&built.stdout));
-    let hurdle = release_directory()?.join("hurdle");
     let stage = Stage::new()?;
-    stage.program(&hurdle, "hurdle")?;
+    stage.program(&release_directory()?.join("hurdle"), "hurdle")?;
+    for (name, program) in &examples {
+        stage.program(program, name)?;
+    }
     let source = stage.path().join("source");
     for name in SOURCES.iter().filter(|name| root().join(name).exists()) {
         let copy = source.join(name);
         std::fs::create_dir_all(copy.parent().unwrap_or(&source))?;
         std::fs::copy(root().join(name), copy)?;
     }
-    let mut users = vec![User::current()];
-    if users[0].id == 0 {
-        match User::named(USER) {
-            Some(user) => users.push(user),
-            None => count.skip("end-to-end tests as an unprivileged user", "no such user (cargo xtask install)"),
-        }
-    } else {
-        count.skip("end-to-end tests as root", "not started by root");
-    }
-    let mut found = false;
-    for (name, program) in &programs {
-        if !names.is_empty() && !names.contains(name) {
-            continue;
-        }
-        found = true;
-        let staged = stage.program(program, name)?;
-        for (index, user) in users.iter().enumerate() {
-            // What looks at the source tree needs the owner of the checkout, once.
-            if index > 0 && name == "layout" {
+    for (user, user_name) in users(count).iter().zip(["this user", "an unprivileged user"]) {
+        let phase = Instant::now();
+        for (name, program) in programs.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
+            // Some need the owner of the checkout, or nobody in particular, and that once.
+            if user_name != "this user" && ONCE.contains(&name.as_str()) {
                 continue;
             }
-            let mut command = user.command(&staged);
-            let skips = stage.path().join(format!("skips-{name}-{}", user.name));
-            std::fs::write(&skips, "")?;
-            std::os::unix::fs::chown(&skips, Some(user.id), None)?;
-            command.env("HURDLE_BIN", stage.path().join("hurdle")).env("HURDLE_SKIPS", &skips);
-            command.env("HURDLE_SOURCE", &source);
-            if let Some(cargo) = std::env::var_os("CARGO").filter(|_| index == 0) {
-                command.env("CARGO", cargo);
-                for name in ["CARGO_HOME", "RUSTUP_HOME"] {
-                    command.envs(std::env::var_os(name).map(|value| (name, value)));
-                }
-            }
-            command.current_dir(stage.path());
-            watch(&format!("{name} as {}", user.name), &mut command, count)?;
-            for line in std::fs::read_to_string(&skips)?.lines() {
-                count.passed = count.passed.saturating_sub(1);
-                count.skipped += 1;
-                count.notes.push(format!("{line} (as {})", user.name));
-            }
+            let begin = Instant::now();
+            one_file(&stage, name, program, user, count)?;
+            count.took(&format!("  {name} as {}", user.name), begin);
         }
-        std::fs::remove_file(&staged)?;
+        count.took(&format!("end-to-end tests as {}", user.name), phase);
     }
-    if found { Ok(()) } else { Err(format!("no file of end-to-end tests is called {}", names.join(" or ")).into()) }
+    Ok(())
 }
 
-/// The test programs that cargo built: each one's name and path.
-fn executables(messages: &str) -> Vec<(String, PathBuf)> {
+/// Who runs the end-to-end tests: this user first.
+fn users(count: &mut Count) -> Vec<User> {
+    let mut users = vec![User::current()];
+    if users[0].id != 0 {
+        count.skip("end-to-end tests as root", "not started by root");
+        return users;
+    }
+    match User::named(USER) {
+        Some(user) => users.push(user),
+        None => count.skip("end-to-end tests as an unprivileged user", "no such user (cargo xtask install)"),
+    }
+    users
+}
+
+/// One file of end-to-end tests, as one user.
+fn one_file(stage: &Stage, name: &str, program: &Path, user: &User, count: &mut Count) -> Result {
+    let program = stage.program(program, name)?;
+    let skips = stage.path().join(format!("skips-{name}-{}", user.name));
+    std::fs::write(&skips, "")?;
+    std::os::unix::fs::chown(&skips, Some(user.id), None)?;
+    let mut command = user.command(&program);
+    command.env("HURDLE_BIN", stage.path().join("hurdle")).env("HURDLE_SKIPS", &skips);
+    command.env("HURDLE_EXAMPLES", stage.path()).env("HURDLE_SOURCE", stage.path().join("source"));
+    if ONCE.contains(&name)
+        && let Some(cargo) = std::env::var_os("CARGO")
+    {
+        command.env("CARGO", cargo);
+        for name in ["CARGO_HOME", "RUSTUP_HOME"] {
+            command.envs(std::env::var_os(name).map(|value| (name, value)));
+        }
+    }
+    watch(&format!("{name} as {}", user.name), command.current_dir(stage.path()), count)?;
+    for line in std::fs::read_to_string(&skips)?.lines() {
+        count.passed = count.passed.saturating_sub(1);
+        count.skipped += 1;
+        count.notes.push(format!("{line} (as {})", user.name));
+    }
+    std::fs::remove_file(program)?;
+    Ok(())
+}
+
+/// What cargo builds when it is called so: each test's or example's name and path.
+fn executables(arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    let mut command = cargo(arguments);
+    let built = command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit()).output()?;
+    if !built.status.success() {
+        return Err(format!("cargo {}: {}", arguments.join(" "), built.status).into());
+    }
+    let messages = String::from_utf8_lossy(&built.stdout);
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let test = |message: serde_json::Value| {
-        let path = message["executable"].as_str().filter(|_| message["profile"]["test"] == true)?;
+    let executable = |message: serde_json::Value| {
+        let path = message["executable"].as_str()?;
         Some((message["target"]["name"].as_str()?.to_owned(), PathBuf::from(path)))
     };
-    let mut found: Vec<(String, PathBuf)> = messages.filter_map(test).collect();
+    let mut found: Vec<(String, PathBuf)> = messages.filter_map(executable).collect();
     found.sort();
-    found
+    Ok(found)
 }
 
 /// Where cargo puts release builds of this workspace.

@@ -43,7 +43,10 @@ impl State {
             return Err(Errno(libc::EINVAL));
         }
         if !socket::name(fd.as_fd())?.bytes().is_empty() {
-            let same = |name: socket::Name| Meaning::decode(name.bytes()).is_some_and(|is| is.local() == endpoint);
+            let same = |name: socket::Name| {
+                Meaning::decode(name.bytes())
+                    .is_some_and(|is| is.local().host == endpoint.host && [0, is.local().port].contains(&endpoint.port))
+            };
             let done = trap.recovered && same(socket::name(fd.as_fd())?);
             return if done { Ok(Answer::Value(0)) } else { Err(Errno(libc::EINVAL)) };
         }

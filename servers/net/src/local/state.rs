@@ -45,7 +45,7 @@ pub(super) struct Trap<'a> {
     pub(super) call: &'a Call,
     pub(super) listener: &'a Listener,
     pub(super) alarm: &'a Alarm,
-    /// Its earlier handler died, perhaps after doing all of it but the answer.
+    /// It was handled before, perhaps up to the answer: its handler died, or a signal cancelled it and it came again.
     pub(super) recovered: bool,
 }
 
@@ -114,6 +114,8 @@ pub(super) struct State {
     /// How many connections the queues of each port hold at most, and the shortest may hold. Accepts that go natively are not seen, so
     /// the first is a bound.
     pub(super) queues: HashMap<u16, (u32, u32)>,
+    /// Calls that were done when a signal cancelled them, by thread: they come again, with the same arguments.
+    pub(super) cancelled: HashMap<u32, Call>,
     /// Room that [`Ports::listeners`] fills, kept between calls.
     pub(super) found: Vec<Bound>,
 }
@@ -137,6 +139,7 @@ impl State {
             extras: HashMap::new(),
             seen: HashMap::new(),
             queues: HashMap::new(),
+            cancelled: HashMap::new(),
             found: Vec::new(),
         };
         if inherited {
@@ -195,6 +198,21 @@ impl State {
             Ok(probe) => socket::bind(probe.as_fd(), bound.name().bytes()).is_err(),
             Err(_) => true,
         }
+    }
+
+    /// Notes a call whose answer came too late.
+    pub(super) fn note_cancelled(&mut self, call: &Call) {
+        // Those that never come again are few; this bounds them.
+        if self.cancelled.len() >= 256 {
+            self.cancelled.clear();
+        }
+        self.cancelled.insert(call.tid, *call);
+    }
+
+    /// Whether this call is one that was done already when a signal cancelled it.
+    pub(super) fn comes_again(&mut self, call: &Call) -> bool {
+        !self.cancelled.is_empty()
+            && self.cancelled.remove(&call.tid).is_some_and(|old| (old.syscall, old.args) == (call.syscall, call.args))
     }
 
     /// How many calls wait.

@@ -85,6 +85,7 @@ fn serve(
 ) -> Option<Slot> {
     shared.traps.fetch_add(1, Ordering::Relaxed);
     let mut state = shared.lock();
+    let recovered = state.comes_again(call) || recovered;
     let trap = Trap { call, listener: &shared.listener, alarm, recovered };
     let handled = match dispatch.handler(call.syscall) {
         Some(Handler::Socket) => host::socket(shared.kind, &mut state, &trap),
@@ -124,7 +125,12 @@ fn serve(
 pub(super) fn conclude(shared: &Shared, state: &mut State, call: &Call, handled: Result<Answer, Errno>) {
     let listener = &shared.listener;
     let errno = match handled {
-        Ok(Answer::Value(value)) => return drop(listener.answer(call.id, Ok(value))),
+        Ok(Answer::Value(value)) => {
+            if listener.answer(call.id, Ok(value)).is_err() {
+                state.note_cancelled(call);
+            }
+            return;
+        }
         Ok(Answer::Native) => return drop(listener.resume(call.id)),
         Ok(Answer::Socket { fd, close_on_exec, from }) => {
             match listener.answer_fd(call.id, fd.as_fd(), close_on_exec) {
@@ -141,5 +147,7 @@ pub(super) fn conclude(shared: &Shared, state: &mut State, call: &Call, handled:
         Err(Errno(errno)) => errno,
     };
     // ENOENT here: the call was cancelled, and nobody waits for the answer.
-    let _ = listener.answer(call.id, Err(errno));
+    if listener.answer(call.id, Err(errno)).is_err() && errno == libc::EINPROGRESS {
+        state.note_cancelled(call);
+    }
 }

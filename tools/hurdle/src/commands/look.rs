@@ -22,7 +22,8 @@ pub(crate) fn find(name: &str) -> Result<core::Client, Failure> {
     hurdle_core::connect(name).map_err(|e| match e.raw_os_error() {
         Some(numbers::ECONNREFUSED) => {
             let names = hurdle_core::names().unwrap_or_default();
-            let hint = if names.is_empty() { "none runs".to_string() } else { format!("there is {}", names.join(", ")) };
+            let hint =
+                if names.is_empty() { "none runs".to_string() } else { format!("there is {}", names.join(", ")) };
             Failure::new(format!("no environment {name:?}"), hint)
         }
         Some(numbers::EPERM) => Failure::new(name, "the socket of this name belongs to another user"),

@@ -36,7 +36,8 @@ pub(crate) fn rpc(env: &str, call: Option<&str>, arguments: &[String], json: boo
 
 fn interfaces(env: &str, json: bool) -> Result<ExitCode, Failure> {
     let info = look::find(env)?.info().wait().map_err(|e| Failure::call(env, &e))?;
-    let names: Vec<&str> = ["core"].into_iter().chain(info.rights.iter().map(|right| right.interface.as_str())).collect();
+    let names: Vec<&str> =
+        ["core"].into_iter().chain(info.rights.iter().map(|right| right.interface.as_str())).collect();
     if json {
         return output::json(&names);
     }
@@ -47,7 +48,13 @@ fn interfaces(env: &str, json: bool) -> Result<ExitCode, Failure> {
 fn print(interface: &Description) {
     println!("{} = {}\n    {}", interface.name, interface.number, interface.doc.trim().replace('\n', "\n    "));
     for call in &interface.calls {
-        let mark = if call.oneway { "oneway " } else if call.idempotent { "idempotent " } else { "" };
+        let mark = if call.oneway {
+            "oneway "
+        } else if call.idempotent {
+            "idempotent "
+        } else {
+            ""
+        };
         println!("{:3} {mark}{call}", call.number);
         println!("        {}", call.doc.trim().replace('\n', "\n        "));
     }

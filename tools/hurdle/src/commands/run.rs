@@ -67,7 +67,11 @@ pub(crate) fn program_or_shell(command: Vec<OsString>) -> Vec<OsString> {
 /// shares its group with a pipeline or a script stays in it, as any command would.
 fn group() -> Group {
     let terminal = io::stdin().is_terminal() && io::stdout().is_terminal() && io::stderr().is_terminal();
-    if terminal && process::leads_group() && tty::in_foreground(io::stdin()) { Group::Foreground } else { Group::Inherit }
+    if terminal && process::leads_group() && tty::in_foreground(io::stdin()) {
+        Group::Foreground
+    } else {
+        Group::Inherit
+    }
 }
 
 /// Ends as the program did: with its exit status, or by its signal.
