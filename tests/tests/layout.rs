@@ -177,3 +177,11 @@ fn ci_runs_what_the_readme_says() {
     assert!(read(&root().join("README.md")).contains(command), "README.md tells of `{command}`");
     assert!(read(&root().join(".ci/run")).contains(command), ".ci/run calls `{command}`");
 }
+
+/// What a user has to write for a server of his own: at most 40 lines, in one file.
+#[test]
+fn a_server_of_ones_own_is_short() {
+    let text = read(&root().join("libs/server/examples/greet.rs"));
+    assert!(text.lines().count() <= 40, "{} lines", text.lines().count());
+    assert!(text.contains("fn main()") && text.contains("interface!") && !text.contains("\nmod "));
+}

@@ -100,7 +100,8 @@ fn reload_under_load(scene: &Scene) {
     site(scene);
     let port = scene.port();
     let master = start(scene, "nginx", port, "");
-    let old = workers(&master);
+    // A signal before it has workers finds nginx unprepared, natively too.
+    let old = until("two workers", || Some(workers(&master)).filter(|workers| workers.len() == 2));
     let url = format!("http://127.0.0.1:{port}/");
     let mut load = scene.command("wrk");
     load.args(["-t1", "-c10", "-d3s", "--timeout", "10s", "-H", "Connection: close", &url]);

@@ -118,7 +118,8 @@ fn those_that_nobody_calls_leave_and_come_back() {
     run.env("HURDLE_IDLE_MS", "200").args(["run", "--detach", "--name", &name, "--net", "local", "--"]);
     finish(run.args(["/usr/bin/python3", "-c", LISTENER]).arg(&ready), LIMIT).success();
     until("it listens", || ready.exists().then_some(()));
-    let net = server_pid(&hurdle, &name, "net").expect("a net server answered the traps");
+    // It answers traps as soon as it has them; the core learns of it a moment later.
+    let net = until("a net server runs", || server_pid(&hurdle, &name, "net"));
 
     let calls = [("proc", "proc.list"), ("auth", "auth.maps"), ("fs", "fs.mounts")];
     let answer = |call: &str| -> Value {

@@ -7,13 +7,14 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hurdle_proto::core::{EnvInfo, Swapped, core};
 use hurdle_proto::init::{Program, init};
 use hurdle_proto::server::{Peer, Stored, store};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::{abstract_socket, process};
-use hurdle_wire::{Channel, Context, Fd, Refused, ServeOptions};
+use hurdle_wire::{Channel, Context, Fd, Refused, ServeOptions, Stopper};
 use tokio::sync::oneshot;
 
 use crate::env::{Ask, Mailbox};
@@ -33,7 +34,10 @@ pub fn names() -> io::Result<Vec<String>> {
 /// is another user's.
 pub fn connect(name: &str) -> io::Result<core::Client> {
     let socket = abstract_socket::connect(&(prefix() + name))?;
-    if abstract_socket::peer(&socket)?.1 != process::effective_ids().0 {
+    let (pid, uid) = abstract_socket::peer(&socket)?;
+    // A program inside an environment that shares the network can take such a name, too, and is not to be trusted with
+    // what a core is told.
+    if uid != process::effective_ids().0 || !same_place(&socket, pid).unwrap_or(false) {
         return Err(io::Error::from_raw_os_error(os::EPERM));
     }
     Ok(core::Client::from(Channel::from(socket)))
@@ -47,25 +51,86 @@ pub(crate) fn listen(name: &str) -> io::Result<OwnedFd> {
 pub(crate) fn admit(socket: &OwnedFd) -> io::Result<Option<Peer>> {
     let (pid, uid) = abstract_socket::peer(socket)?;
     let own = process::effective_ids().0;
-    let same_place = std::fs::read_link(format!("/proc/{pid}/ns/pid"))? == std::fs::read_link("/proc/self/ns/pid")?;
-    Ok(((uid == own || uid == 0) && same_place).then_some(Peer { pid, uid }))
+    Ok(((uid == own || uid == 0) && same_place(socket, pid)?).then_some(Peer { pid, uid }))
 }
 
-/// Starts the thread of one caller.
-pub(crate) fn serve(socket: OwnedFd, peer: Peer, mailbox: Mailbox, init: Arc<init::Client>) {
-    std::thread::spawn(move || {
-        let service = core::service(Arc::new(Control { peer, mailbox, init }));
-        let _ = hurdle_wire::serve(&Channel::from(socket), &service.into(), &ServeOptions::default());
-    });
+/// Whether the process at the other end of `socket`, `pid`, is in the caller's pid namespace: outside every environment.
+fn same_place(socket: &OwnedFd, pid: i32) -> io::Result<bool> {
+    let held = match abstract_socket::peer_pidfd(socket) {
+        Err(e) if e.raw_os_error() == Some(os::ENOPROTOOPT) => process::pidfd(pid)?,
+        held => held?,
+    };
+    let same = std::fs::read_link(format!("/proc/{pid}/ns/pid"))? == std::fs::read_link("/proc/self/ns/pid")?;
+    // Alive after the look: so the number was its own, nobody else's.
+    Ok(process::pid_of(held)? == pid && same)
+}
+
+/// The threads that serve callers.
+#[derive(Clone, Default)]
+pub(crate) struct Callers {
+    stopper: Stopper,
+    threads: Arc<AtomicUsize>,
+}
+
+/// How many callers are served at a time; one more is turned away.
+const CALLERS: usize = 256;
+
+impl Callers {
+    /// Starts the thread of one caller. EAGAIN: there are too many.
+    pub(crate) fn serve(
+        &self,
+        socket: OwnedFd,
+        peer: Peer,
+        mailbox: Mailbox,
+        init: Arc<init::Client>,
+    ) -> io::Result<()> {
+        if self.threads.load(Ordering::SeqCst) >= CALLERS {
+            return Err(io::Error::from_raw_os_error(os::EAGAIN));
+        }
+        let options = ServeOptions { stopper: self.stopper.clone(), ..ServeOptions::default() };
+        let counted = Counted { threads: self.threads.clone(), mailbox: mailbox.clone() };
+        self.threads.fetch_add(1, Ordering::SeqCst);
+        // Where no thread can be had the closure is dropped, and the count with it.
+        std::thread::Builder::new().spawn(move || {
+            let _counted = counted;
+            let service = core::service(Arc::new(Control { peer, mailbox, init }));
+            let _ = hurdle_wire::serve(&Channel::from(socket), &service.into(), &options);
+        })?;
+        Ok(())
+    }
+
+    /// Lets all go once what they have asked is answered.
+    pub(crate) fn stop(&self) {
+        self.stopper.stop();
+    }
+
+    /// Whether all have gone. The mailbox's bell rings for each.
+    pub(crate) fn gone(&self) -> bool {
+        self.threads.load(Ordering::SeqCst) == 0
+    }
+}
+
+/// One of the threads, while it is.
+struct Counted {
+    threads: Arc<AtomicUsize>,
+    mailbox: Mailbox,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.threads.fetch_sub(1, Ordering::SeqCst);
+        self.mailbox.ring();
+    }
 }
 
 /// Starts the thread through which a borrower of `interface` reaches its store.
-pub(crate) fn serve_store(socket: OwnedFd, interface: &str, mailbox: Mailbox) {
+pub(crate) fn serve_store(socket: OwnedFd, interface: &str, mailbox: Mailbox) -> io::Result<()> {
     let interface = interface.to_string();
-    std::thread::spawn(move || {
+    std::thread::Builder::new().spawn(move || {
         let service = store::service(Arc::new(Keeper { interface, mailbox }));
         let _ = hurdle_wire::serve(&Channel::from(socket), &service.into(), &ServeOptions::default());
-    });
+    })?;
+    Ok(())
 }
 
 struct Control {

@@ -18,16 +18,26 @@ use hurdle_sys::{seqpacket, tty};
 use hurdle_wire::{CallError, Channel, Fd, Refused};
 use tokio::sync::oneshot;
 
+use crate::control::Callers;
+use crate::inside::FIRST_GROUP;
 use crate::launch::{self, Launched};
 use crate::right::{Borrower, Holder, Right};
 use crate::{Error, Policy, Setup, control, os};
 
 /// How long a server has to borrow a right, and to return one.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a caller who has come just before the end has to ask.
+const LAST_QUESTIONS: Duration = Duration::from_millis(50);
+/// How long a caller who does not read his answer holds up the end.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Signals that `hurdle run` hands on to its program.
 const FORWARDED: &[i32] = &[os::SIGTERM, os::SIGHUP, os::SIGINT, os::SIGQUIT, os::SIGUSR1, os::SIGUSR2];
 
 type Answer<T> = oneshot::Sender<T>;
+/// A swap whose successor has yet to borrow: whom to tell, what, and since when traffic waits.
+type Unanswered = (Answer<Result<Swapped, Refused>>, Swapped, Instant);
+/// A call to init whose result nobody waits for.
+type Tell = Box<dyn FnOnce(&init::Client) + Send>;
 
 /// What other threads ask of the loop, or tell it.
 pub(crate) enum Ask {
@@ -63,6 +73,11 @@ pub(crate) enum Ask {
     Returned {
         successor: u64,
     },
+    /// This successor did not come up: the holder keeps the right.
+    Stillborn {
+        successor: u64,
+        why: String,
+    },
 }
 
 /// Where to post to the loop.
@@ -77,6 +92,11 @@ impl Mailbox {
         if self.sender.send(ask).is_ok() {
             self.bell.ring();
         }
+    }
+
+    /// Wakes the loop.
+    pub(crate) fn ring(&self) {
+        self.bell.ring();
     }
 }
 
@@ -107,7 +127,11 @@ pub(crate) struct Env {
     init: Arc<init::Client>,
     status: File,
     signals: Signals,
-    listener: OwnedFd,
+    /// Closed first at the end, so that the name is free before anybody hears of it.
+    listener: Option<OwnedFd>,
+    callers: Callers,
+    /// Where calls to init are made, in order, so that a stopped one holds up nobody.
+    teller: Option<Sender<Tell>>,
     mailbox: Mailbox,
     mail: Receiver<Ask>,
     rights: Vec<Right>,
@@ -117,7 +141,7 @@ pub(crate) struct Env {
     /// `hurdle kill` has ended it.
     ending: bool,
     /// Swaps answered once the successor has borrowed: by its number.
-    swaps: HashMap<u64, (Answer<Result<Swapped, Refused>>, Swapped, Instant)>,
+    swaps: HashMap<u64, Unanswered>,
 }
 
 impl Env {
@@ -137,8 +161,10 @@ impl Env {
         })?;
         let command = setup.start.argv.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let foreground = setup.start.group == Group::Foreground;
-        let signals = Signals::block(FORWARDED).map_err(system("signals can't be taken over"))?;
-        let mut launched = launch::launch(&setup.plan, setup.start)?;
+        let job: &[i32] = if foreground { &[os::SIGCONT, os::SIGTSTP] } else { &[] };
+        let signals = Signals::block(&[FORWARDED, job].concat()).map_err(system("signals can't be taken over"))?;
+        process::hear_of_children();
+        let mut launched = launch::launch(&setup.plan, setup.start, signals.before())?;
 
         let mut attachments = Vec::new();
         if let Some(trap) = launched.trap.take() {
@@ -168,7 +194,9 @@ impl Env {
             init,
             status,
             signals,
-            listener,
+            listener: Some(listener),
+            callers: Callers::default(),
+            teller: None,
             mailbox: Mailbox { sender, bell },
             mail,
             rights,
@@ -186,12 +214,14 @@ impl Env {
 
     pub(crate) fn serve(mut self) -> Result<Status, Error> {
         let status = loop {
-            if let Some(status) = self.turn()? {
-                break status;
+            match self.turn() {
+                Ok(None) => {}
+                Ok(Some(status)) => break Ok(status),
+                Err(e) => break Err(e),
             }
         };
-        self.take_down(status);
-        match status {
+        self.take_down(status.as_ref().ok().copied().flatten());
+        match status? {
             Some(status) => Ok(status),
             None if self.ending => Ok(Status(os::SIGKILL)),
             None => Err(self.launched.failure()),
@@ -213,7 +243,7 @@ impl Env {
                     match next.map(Status::state) {
                         None => return Ok(Some(None)),
                         Some(State::Exited(_) | State::Killed(_)) => return Ok(Some(next)),
-                        Some(State::Stopped(_)) if self.foreground => self.stop(),
+                        Some(State::Stopped(signal)) if self.foreground => self.stop(signal),
                         Some(_) => {}
                     }
                 }
@@ -226,7 +256,7 @@ impl Env {
                 Source::Control => self.admit(),
                 Source::Activate(n) => self.lend(n),
                 Source::Ended(n) => self.server_ended(n),
-                Source::Stderr(n) => _ = self.rights[n].drain_stderr(),
+                Source::Stderr(n) => self.rights[n].drain_stderr(),
                 Source::HungUp(n, m) => {
                     // Indices shift: one at a time, the rest at the next turn.
                     let clients = &mut self.rights[n].clients;
@@ -250,21 +280,25 @@ impl Env {
     }
 
     fn watched(&self) -> (Vec<Source>, Vec<(BorrowedFd<'_>, Until)>) {
-        let mut sources = vec![Source::Signal, Source::Status, Source::Mail, Source::Control];
+        let mut sources = vec![Source::Signal, Source::Status, Source::Mail];
         let mut fds = vec![
             (self.signals.as_fd(), Until::Readable),
             (self.status.as_fd(), Until::Readable),
             (self.mailbox.bell.as_fd(), Until::Readable),
-            (self.listener.as_fd(), Until::Readable),
         ];
         let mut watch = |source, fd, until| {
             sources.push(source);
             fds.push((fd, until));
         };
+        if let Some(listener) = &self.listener {
+            watch(Source::Control, listener.as_fd(), Until::Readable);
+        }
         for (n, right) in self.rights.iter().enumerate() {
             if let Holder::Lent(borrower) = &right.holder {
                 // What it wrote before its end is heard first.
-                watch(Source::Stderr(n), borrower.stderr.as_fd(), Until::Readable);
+                if let Some(stderr) = &borrower.stderr {
+                    watch(Source::Stderr(n), stderr.as_fd(), Until::Readable);
+                }
                 watch(Source::Ended(n), borrower.pidfd.as_fd(), Until::Readable);
             }
             if right.waits()
@@ -291,7 +325,7 @@ impl Env {
     }
 
     fn new_borrower(&mut self, n: usize, spec: &Spec) -> Result<Borrower, String> {
-        let command = self.policy.server(&self.rights[n].interface, spec)?;
+        let command = self.policy.server(&self.rights[n].interface, spec, self.rights[n].trap().is_some())?;
         self.borrowers += 1;
         Borrower::start(self.borrowers, &command)
             .map_err(|e| format!("{} can't be started: {e}", command.file.to_string_lossy()))
@@ -317,30 +351,25 @@ impl Env {
         let Holder::Lent(borrower) = &self.rights[n].holder else { return };
         let (id, boot) = (borrower.id, borrower.boot.clone());
         let granted = seqpacket::pair().and_then(|(ours, theirs)| {
-            control::serve_store(ours, &self.rights[n].interface, self.mailbox.clone());
-            let mut grant = self.rights[n].grant(&self.name, theirs)?;
-            if self.rights[n].interface == "proc" {
-                grant.attachments.push(("init".into(), self.channel_to_init()?));
-            }
-            Ok(grant)
+            control::serve_store(ours, &self.rights[n].interface, self.mailbox.clone())?;
+            self.rights[n].grant(&self.name, theirs)
         });
-        let mailbox = self.mailbox.clone();
-        match granted {
-            Ok(grant) => {
-                let _ = std::thread::spawn(move || {
-                    let result = boot.borrow(grant).deadline(PATIENCE).wait();
-                    mailbox.post(Ask::Borrowed { borrower: id, result });
-                });
-            }
-            Err(e) => self.lost(n, format!("the right can't be lent: {e}")),
+        let (mailbox, init) = (self.mailbox.clone(), (self.rights[n].interface == "proc").then(|| self.init.clone()));
+        let lent = granted.and_then(|mut grant| {
+            std::thread::Builder::new().spawn(move || {
+                let result = match init.map(|init| channel_to(&init)).transpose() {
+                    Err(e) => Err(e),
+                    Ok(channel) => {
+                        grant.attachments.extend(channel.map(|channel| ("init".to_string(), channel)));
+                        boot.borrow(grant).deadline(PATIENCE).wait()
+                    }
+                };
+                mailbox.post(Ask::Borrowed { borrower: id, result });
+            })
+        });
+        if let Err(e) = lent {
+            self.lost(n, format!("the right can't be lent: {e}"));
         }
-    }
-
-    /// A channel of its own to init, whose replies nobody else reads.
-    fn channel_to_init(&self) -> io::Result<Fd> {
-        let (ours, theirs) = seqpacket::pair()?;
-        self.init.connect(Fd::from(ours)).deadline(PATIENCE).wait().map_err(io::Error::other)?;
-        Ok(Fd::from(theirs))
     }
 
     /// The holder of right `n` has ended, or could not take it.
@@ -358,12 +387,16 @@ impl Env {
 
     fn server_ended(&mut self, n: usize) {
         let right = &mut self.rights[n];
-        let Holder::Lent(borrower) = &right.holder else { return };
-        let Ok(Some((_, status))) = process::try_wait(Some(borrower.pid)) else { return };
-        if let Some((answer, _, _)) = self.swaps.remove(&borrower.id) {
-            let _ = answer.send(Err(Refused::new(os::EIO, "the new server died before it served")));
+        let Holder::Lent(borrower) = &mut right.holder else { return };
+        let Ok(status) = process::wait_end(borrower.pid) else { return };
+        borrower.reaped = true;
+        let (id, ready) = (borrower.id, borrower.ready);
+        if let Some((answer, swapped, _)) = self.swaps.remove(&id) {
+            right.roll_back(swapped.from);
+            let _ = answer
+                .send(Err(Refused::new(os::EIO, "the new server died before it served; the former kind is back")));
         }
-        if status == Status::exit(0) && borrower.ready {
+        if status == Status::exit(0) && ready {
             right.left();
             return;
         }
@@ -388,7 +421,12 @@ impl Env {
         match ask {
             Ask::Info(answer) => _ = answer.send(self.info()),
             Ask::Lookup { interface, peer, answer } => {
-                let result = self.find(&interface).and_then(|n| self.rights[n].connect(peer));
+                let result = self.find(&interface).and_then(|n| {
+                    let right = &mut self.rights[n];
+                    let served = self.policy.server(&interface, &right.spec, right.trap().is_some());
+                    served.map_err(|why| Refused::new(os::EOPNOTSUPP, why))?;
+                    right.connect(peer)
+                });
                 let _ = answer.send(result);
             }
             Ask::Swap { interface, spec, answer } => self.swap(&interface, spec, answer),
@@ -409,6 +447,7 @@ impl Env {
             }
             Ask::Borrowed { borrower, result } => self.borrowed(borrower, result),
             Ask::Returned { successor } => self.returned(successor),
+            Ask::Stillborn { successor, why } => self.stillborn(successor, &why),
         }
     }
 
@@ -427,9 +466,10 @@ impl Env {
                 }
             }
             Err(e) => {
-                if let Some((answer, _, _)) = swap {
-                    let _ =
-                        answer.send(Err(Refused::new(os::EIO, format!("the new server did not take the right: {e}"))));
+                if let Some((answer, swapped, _)) = swap {
+                    self.rights[n].roll_back(swapped.from);
+                    let why = format!("the new server did not take the right: {e}; the former kind is back");
+                    let _ = answer.send(Err(Refused::new(os::EIO, why)));
                 }
                 // If it died, its end says more; if it lives, it is of no use.
                 if !matches!(e, CallError::Dead) {
@@ -461,24 +501,45 @@ impl Env {
                 let (id, up, old, mailbox) =
                     (successor.id, successor.boot.clone(), holder.boot.clone(), self.mailbox.clone());
                 self.rights[n].begin_swap(to, successor, answer);
-                std::thread::spawn(move || {
+                let wanted = std::thread::Builder::new().spawn(move || {
+                    if let Err(e @ (CallError::Dead | CallError::Timeout)) = hurdle_wire::describe(up.connection()) {
+                        return mailbox.post(Ask::Stillborn { successor: id, why: e.to_string() });
+                    }
                     // Whether it answers or not, the predecessor must return the right before it is lent again.
-                    let _ = hurdle_wire::describe(up.connection());
                     let _ = old.give_back().deadline(PATIENCE).wait();
                     mailbox.post(Ask::Returned { successor: id });
                 });
+                if let Err(e) = wanted {
+                    self.stillborn(id, &format!("no thread: {e}"));
+                }
             }
         }
     }
 
+    fn right_of(&self, successor: u64) -> Option<usize> {
+        self.rights.iter().position(|right| right.swap.as_ref().is_some_and(|swap| swap.id == successor))
+    }
+
     fn returned(&mut self, successor: u64) {
-        let waits = |right: &Right| right.swap.as_ref().is_some_and(|swap| swap.successor.id == successor);
-        let Some(n) = self.rights.iter().position(waits) else { return };
-        if let Some((old, answer, swapped, paused)) = self.rights[n].pass_on() {
-            self.swaps.insert(successor, (answer, swapped, paused));
+        let Some(n) = self.right_of(successor) else { return };
+        if let Some((old, swap, swapped)) = self.rights[n].pass_on() {
+            self.swaps.insert(successor, (swap.answer, swapped, swap.paused));
             drop(old);
         }
         self.hand_over(n);
+    }
+
+    fn stillborn(&mut self, successor: u64, why: &str) {
+        let Some(n) = self.right_of(successor) else { return };
+        if let Some((said, answer)) = self.rights[n].call_off() {
+            let said = if said.is_empty() { said } else { format!("; it said: {said}") };
+            let why = format!("the new server did not come up ({why}){said}; the former one goes on");
+            let _ = answer.send(Err(Refused::new(os::EIO, why)));
+        }
+        // The holder may have died meanwhile.
+        if self.rights[n].trap().is_some() || !self.rights[n].clients.is_empty() {
+            self.lend(n);
+        }
     }
 
     fn info(&self) -> EnvInfo {
@@ -494,31 +555,62 @@ impl Env {
     }
 
     fn admit(&mut self) {
-        while let Ok(Some(socket)) = hurdle_sys::abstract_socket::accept(&self.listener) {
+        let Some(listener) = &self.listener else { return };
+        while let Ok(Some(socket)) = hurdle_sys::abstract_socket::accept(listener) {
             if let Ok(Some(peer)) = control::admit(&socket) {
-                control::serve(socket, peer, self.mailbox.clone(), self.init.clone());
+                // One too many is turned away: his channel ends.
+                let _ = self.callers.serve(socket, peer, self.mailbox.clone(), self.init.clone());
             }
         }
     }
 
     fn forward_signals(&mut self) {
         while let Ok(Some((signal, from_terminal))) = self.signals.next() {
-            // A terminal's signal has reached a program of our own process group already.
-            if !from_terminal || self.foreground {
-                let _ = self.init.signal(0, signal).deadline(PATIENCE).wait();
+            match (signal, from_terminal, self.foreground) {
+                (os::SIGCONT, _, _) => self.go_on(),
+                // `fg` of a job that was running: the terminal thinks of us, and means the program's group.
+                (_, true, true) => {
+                    self.tell(|init| _ = init.foreground().deadline(PATIENCE).wait());
+                    self.tell(move |init| _ = init.signal(FIRST_GROUP, signal).deadline(PATIENCE).wait());
+                }
+                // It has reached a program of our own process group already.
+                (_, true, false) => {}
+                (_, false, _) => self.tell(move |init| _ = init.signal(0, signal).deadline(PATIENCE).wait()),
             }
         }
     }
 
+    /// Calls init, in the order of asking, without waiting for it.
+    fn tell(&mut self, call: impl FnOnce(&init::Client) + Send + 'static) {
+        if self.teller.is_none() {
+            let (init, (sender, calls)) = (self.init.clone(), channel::<Tell>());
+            let teller = std::thread::Builder::new().spawn(move || calls.iter().for_each(|call| call(&init)));
+            self.teller = teller.ok().map(|_| sender);
+        }
+        match &self.teller {
+            Some(teller) => _ = teller.send(Box::new(call)),
+            None => call(&self.init),
+        }
+    }
+
     /// The program in the foreground has stopped: so does `hurdle run`, for the shell that started it; then both go on.
-    fn stop(&mut self) {
+    fn stop(&mut self, signal: i32) {
         let stdin = io::stdin();
+        if matches!(signal, os::SIGTTIN | os::SIGTTOU) && tty::in_foreground(&stdin) {
+            // It was brought to the foreground while it ran, and has not heard of it.
+            return self.go_on();
+        }
         let _ = tty::set_foreground(&stdin, 0);
+        // Until SIGCONT, which is heard as a signal.
         process::stop_self();
-        if tty::in_foreground(&stdin) {
-            let _ = self.init.foreground().deadline(PATIENCE).wait();
+    }
+
+    /// A job in the foreground of the terminal, or in its background, goes on.
+    fn go_on(&mut self) {
+        if tty::in_foreground(io::stdin()) {
+            self.tell(|init| _ = init.foreground().deadline(PATIENCE).wait());
         } else {
-            let _ = self.init.signal(0, os::SIGCONT).deadline(PATIENCE).wait();
+            self.tell(|init| _ = init.signal(0, os::SIGCONT).deadline(PATIENCE).wait());
         }
     }
 
@@ -527,16 +619,39 @@ impl Env {
         if self.foreground {
             let _ = tty::set_foreground(io::stdin(), 0);
         }
+        self.listener = None;
         self.rights.clear();
         let _ = process::signal(&self.launched.init.pidfd, os::SIGKILL);
-        let _ = process::wait(Some(self.launched.init.pid));
-        if !self.waiters.is_empty() {
-            let raw = status.unwrap_or(Status(os::SIGKILL)).0;
-            for waiter in self.waiters.drain(..) {
-                let _ = waiter.send(raw);
+        let _ = process::wait_end(self.launched.init.pid);
+        let raw = status.unwrap_or(Status(os::SIGKILL)).0;
+        for waiter in self.waiters.drain(..) {
+            let _ = waiter.send(raw);
+        }
+        // Who has come just before the end is heard. The callers' threads write the answers, and may still bring questions.
+        self.admit();
+        self.see_off(raw, LAST_QUESTIONS);
+        self.callers.stop();
+        self.see_off(raw, FAREWELL);
+    }
+
+    /// Answers those who wait for the end, until no caller is left or `patience` is over.
+    fn see_off(&self, raw: i32, patience: Duration) {
+        let end = Instant::now() + patience;
+        while !self.callers.gone() && Instant::now() < end {
+            let _ = process::poll(&[(self.mailbox.bell.as_fd(), Until::Readable)], Some(end));
+            self.mailbox.bell.clear();
+            while let Ok(ask) = self.mail.try_recv() {
+                if let Ask::Wait(answer) = ask {
+                    let _ = answer.send(raw);
+                }
             }
-            // Their threads write the answers.
-            std::thread::sleep(Duration::from_millis(20));
         }
     }
+}
+
+/// A channel of its own to init, whose replies nobody else reads.
+fn channel_to(init: &init::Client) -> Result<Fd, CallError> {
+    let (ours, theirs) = seqpacket::pair().map_err(Refused::from)?;
+    init.connect(Fd::from(ours)).deadline(PATIENCE).wait()?;
+    Ok(Fd::from(theirs))
 }

@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use hurdle_proto::init::{self, Group, Program};
@@ -31,6 +30,9 @@ pub(crate) const STARTED: u8 = b's';
 pub(crate) const NOT_RUN: u8 = b'n';
 /// What init says if it can't go on; a text follows.
 pub(crate) const FAILED: u8 = b'f';
+
+/// The process group of the first program, which is the first process that pid 1 makes.
+pub(crate) const FIRST_GROUP: i32 = -2;
 
 /// All that init needs, gathered by the core before the clone.
 pub(crate) struct Inside<'a> {
@@ -91,6 +93,10 @@ fn set_up(inside: &Inside<'_>) -> Result<Option<OwnedFd>, String> {
     }
     // Only now: a change of credentials clears it.
     ns::die_with_parent().map_err(at("PR_SET_PDEATHSIG"))?;
+    if seqpacket::hung_up(inside.control.as_fd()) {
+        // It died before it could be heard of.
+        return Err("the core is gone".into());
+    }
     if plan.loopback {
         ns::loopback_up().map_err(at("the loopback interface can't be brought up"))?;
     }
@@ -118,55 +124,53 @@ fn set_up(inside: &Inside<'_>) -> Result<Option<OwnedFd>, String> {
 }
 
 fn files(plan: &Plan) -> Result<(), String> {
-    let root = plan.root.as_deref();
-    if let Some(root) = root {
-        mount::bind(root, root).map_err(|e| format!("{} can't be made a root: {e}", root.display()))?;
-    }
+    let tree = match plan.root.as_deref() {
+        None => None,
+        Some(root) => {
+            let held = mount::bind(root, root).and_then(|()| mount::Tree::open(root));
+            Some((root, held.map_err(|e| format!("{} can't be made a root: {e}", root.display()))?))
+        }
+    };
     for step in &plan.mounts {
-        take(step, root).map_err(|(what, e)| {
+        take(step, tree.as_ref().map(|(_, tree)| tree)).map_err(|(what, e)| {
             let hint = if what.starts_with("proc") && e.raw_os_error() == Some(os::EPERM) {
                 "; part of the host's own /proc is hidden (a container?): `hurdle doctor` tells more"
+            } else if tree.is_some() && e.kind() == io::ErrorKind::NotFound {
+                "; a link in that tree leads out of it, or nowhere"
             } else {
                 ""
             };
             format!("{what}: {e}{hint}")
         })?;
     }
-    match root {
+    match tree {
         None => Ok(()),
-        Some(root) => mount::pivot(root).map_err(|e| format!("{} can't become /: {e}", root.display())),
+        Some((root, _)) => mount::pivot(root).map_err(|e| format!("{} can't become /: {e}", root.display())),
     }
 }
 
-fn take(step: &MountStep, root: Option<&Path>) -> Result<(), (String, io::Error)> {
-    let below = |path: &PathBuf| match root {
-        None => path.clone(),
-        Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
-    };
+/// In another system's tree nothing is followed out of it: whoever wrote it may not be trusted.
+fn take(step: &MountStep, tree: Option<&mount::Tree>) -> Result<(), (String, io::Error)> {
     match step {
-        MountStep::Instance { kind, target, options } => {
-            let place = below(target);
-            let done = if root.is_some() { make_dir(&place) } else { Ok(()) };
-            done.and_then(|()| mount::instance(kind, &place, options))
-                .map_err(|e| (format!("{kind} can't be mounted on {}", target.display()), e))
+        MountStep::Instance { kind, target, options } => match tree {
+            None => mount::instance(kind, target, options),
+            Some(tree) => tree.directory(target).and_then(|place| mount::instance(kind, &place.path(), options)),
         }
-        MountStep::Bind { source, target } => {
-            let place = below(target);
-            let made = if source.is_dir() { make_dir(&place) } else { make_file(&place) };
-            made.and_then(|()| mount::bind(source, &place))
-                .map_err(|e| (format!("{} can't be shown at {}", source.display(), target.display()), e))
+        .map_err(|e| (format!("{kind} can't be mounted on {}", target.display()), e)),
+        MountStep::Bind { source, target } => match tree {
+            None => mount::bind(source, target),
+            Some(tree) => {
+                let place = if source.is_dir() { tree.directory(target) } else { tree.file(target) };
+                place.and_then(|place| mount::bind(source, &place.path()))
+            }
         }
-        MountStep::Symlink { text, target } => std::os::unix::fs::symlink(text, below(target))
-            .map_err(|e| (format!("the link {} can't be made", target.display()), e)),
+        .map_err(|e| (format!("{} can't be shown at {}", source.display(), target.display()), e)),
+        MountStep::Symlink { text, target } => match tree {
+            None => std::os::unix::fs::symlink(text, target),
+            Some(tree) => tree.symlink(text, target),
+        }
+        .map_err(|e| (format!("the link {} can't be made", target.display()), e)),
     }
-}
-
-fn make_dir(place: &Path) -> io::Result<()> {
-    if place.is_dir() { Ok(()) } else { std::fs::create_dir_all(place) }
-}
-
-fn make_file(place: &Path) -> io::Result<()> {
-    if place.exists() { Ok(()) } else { File::create(place).map(|_| ()) }
 }
 
 /// Whose status goes where.
@@ -222,6 +226,7 @@ fn live(inside: Inside<'_>) -> i32 {
 fn report(watched: &Watched, pid: i32, status: Status, ended: bool) {
     let mut watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(pipe) = watched.get_mut(&pid) {
+        // Made non-blocking: one who asked and does not read loses statuses, and holds up nobody.
         let _ = pipe.write_all(&status.0.to_ne_bytes());
     }
     if ended {
@@ -231,10 +236,14 @@ fn report(watched: &Watched, pid: i32, status: Status, ended: bool) {
 
 /// From now on a thread answers the core. When its channel ends the core is gone, and the environment with it.
 fn serve(control: OwnedFd, hand: Arc<Hand>) {
-    std::thread::spawn(move || {
+    let serving = std::thread::Builder::new().spawn(move || {
         answer(control, hand);
         std::process::exit(1);
     });
+    if let Err(e) = serving {
+        // The channel is closed by now: calls are answered with the end of it, and the programs go on.
+        eprintln!("hurdle: pid 1 can't serve the core any more (no thread: {e})");
+    }
 }
 
 fn answer(channel: OwnedFd, hand: Arc<Hand>) {
@@ -258,7 +267,13 @@ impl init::init::Server for Hand {
     }
 
     async fn signal(&self, _: &Context, pid: i32, signal: i32) -> Result<(), Refused> {
-        let pid = if pid == 0 { self.first } else { pid };
+        let pid = match pid {
+            FIRST_GROUP => -self.first,
+            // To go on is for all of a job that Ctrl-Z has stopped.
+            0 if signal == os::SIGCONT && process::is_group(self.first) => -self.first,
+            0 => self.first,
+            other => other,
+        };
         if pid == -1 || pid == 1 {
             return Err(Refused::new(
                 os::EPERM,
@@ -284,7 +299,7 @@ impl init::init::Server for Hand {
     async fn connect(&self, _: &Context, channel: Fd) -> Result<(), Refused> {
         let hand = self.me.upgrade().ok_or_else(|| Refused::new(os::ESRCH, "ending"))?;
         let channel = channel.into_owned()?;
-        std::thread::spawn(move || answer(channel, hand));
+        std::thread::Builder::new().spawn(move || answer(channel, hand))?;
         Ok(())
     }
 }
@@ -308,5 +323,7 @@ fn prepare(program: Program) -> Result<(Launch, OwnedFd), Refused> {
         }
         launch = launch.fd(fd.into_owned()?, number);
     }
-    Ok((launch, program.status.into_owned()?))
+    let status = program.status.into_owned()?;
+    process::set_nonblocking(&status)?;
+    Ok((launch, status))
 }

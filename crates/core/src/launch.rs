@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use hurdle_proto::plan::{IdMap, MapWriter, Plan};
 use hurdle_sys::ns::{self, Extent, Ids, Init};
-use hurdle_sys::process::{self, Group, Launch, Until};
+use hurdle_sys::process::{self, Group, Launch, SignalMask, Until};
 use hurdle_sys::seccomp::Filter;
 use hurdle_sys::seqpacket;
 
@@ -50,14 +50,14 @@ pub(crate) struct Launched {
 }
 
 /// Makes the environment and starts its first program. The caller has one thread.
-pub(crate) fn launch(plan: &Plan, start: Start) -> Result<Launched, Error> {
+pub(crate) fn launch(plan: &Plan, start: Start, mask: SignalMask) -> Result<Launched, Error> {
     let system = |what: &'static str| move |e: io::Error| Error::System(what, e);
     let filter = match plan.traps.as_slice() {
         [] => None,
         rules => Some(Filter::new(rules).map_err(system("the filter of the trapped calls can't be built"))?),
     };
     let name = start.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
-    let program = prepare(&start).map_err(|e| match e.raw_os_error() {
+    let program = prepare(&start, mask, plan.root.is_none()).map_err(|e| match e.raw_os_error() {
         Some(_) => Error::System(OUT_OF_FDS, e),
         None => Error::Program(name.clone(), e),
     })?;
@@ -94,10 +94,14 @@ pub(crate) fn launch(plan: &Plan, start: Start) -> Result<Launched, Error> {
     Ok(launched)
 }
 
-fn prepare(start: &Start) -> io::Result<Launch> {
+fn prepare(start: &Start, mask: SignalMask, same_files: bool) -> io::Result<Launch> {
     let own = |fd: i32| process::duplicate(fd);
     let stdio = [own(0)?, own(1)?, own(2)?];
-    let mut launch = Launch::new(&start.argv, &start.env, stdio)?.group(start.group).cwd(&start.cwd)?;
+    let mut launch = Launch::new(&start.argv, &start.env, stdio)?.group(start.group).mask(mask).cwd(&start.cwd)?;
+    if same_files {
+        // A directory that was deleted, or whose path may not be walked: better there than in `/`.
+        launch = launch.or_stay();
+    }
     for &fd in &start.fds {
         let duplicate = own(fd).map_err(|e| io::Error::new(e.kind(), format!("fd {fd} is not open")))?;
         launch = launch.fd(duplicate, fd);
@@ -138,7 +142,7 @@ impl Launched {
     pub(crate) fn failure(&self) -> Error {
         match self.report(FAILED) {
             Err(error) => error,
-            Ok(_) => Error::SetUp("init ended before the environment stood".into()),
+            Ok(_) => Error::Ended,
         }
     }
 }

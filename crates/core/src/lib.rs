@@ -39,8 +39,9 @@ pub struct Command {
 
 /// What the core does not know by itself: what the server kinds mean.
 pub trait Policy: Send + Sync {
-    /// The command that serves `interface` as `spec` says.
-    fn server(&self, interface: &str, spec: &Spec) -> Result<Command, String>;
+    /// The command that serves `interface` as `spec` says; `trapped`: programs' calls come to it. An error: nothing serves it,
+    /// and why.
+    fn server(&self, interface: &str, spec: &Spec, trapped: bool) -> Result<Command, String>;
 
     /// Whether a right launched as `from` can become `to` while programs run; if not, why, and what to do.
     fn may_swap(&self, interface: &str, from: &Spec, to: &Spec, trapped: bool) -> Result<(), String>;
@@ -69,6 +70,9 @@ pub enum Error {
     /// A step inside failed.
     #[error("the environment can't be set up: {0}")]
     SetUp(String),
+    /// Its pid 1 ended before its program did.
+    #[error("pid 1 of the environment ended before the program did (was it killed?), and all in it with it")]
+    Ended,
     /// The program can't be prepared.
     #[error("{0:?} can't be run: {1}")]
     Program(String, #[source] io::Error),

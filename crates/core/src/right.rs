@@ -26,6 +26,8 @@ use crate::{Command, os};
 const BACK_OFF: [Duration; 4] = [Duration::ZERO, Duration::ZERO, Duration::from_millis(20), Duration::from_millis(100)];
 /// A server that dies before it has served for so long has died young.
 const YOUNG: Duration = Duration::from_millis(20);
+/// How long a server that does not read may hold up the core.
+const ROOM: Duration = Duration::from_millis(100);
 /// Lines of a server's standard error that are kept.
 const LINES: usize = 20;
 
@@ -48,16 +50,21 @@ pub(crate) struct Borrower {
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
     pub(crate) boot: Arc<server::server::Client>,
-    pub(crate) stderr: File,
+    /// Until it closes its end.
+    pub(crate) stderr: Option<File>,
     since: Instant,
     /// It has answered `borrow`.
     pub(crate) ready: bool,
+    /// Its number may mean another process by now.
+    pub(crate) reaped: bool,
 }
 
 /// A swap under way.
 pub(crate) struct Swap {
     to: Spec,
-    pub(crate) successor: Borrower,
+    pub(crate) id: u64,
+    /// Until the right is its own.
+    successor: Option<Borrower>,
     pub(crate) answer: oneshot::Sender<Result<Swapped, Refused>>,
     /// Since when traffic waits.
     pub(crate) paused: Instant,
@@ -106,9 +113,9 @@ impl Right {
         self.attachments.iter().find(|(name, _)| name == "trap").map(|(_, fd)| fd)
     }
 
-    /// Whether the next message or trap should start a server.
+    /// Whether the next message or trap should start a server. While a successor is on its way it is for him.
     pub(crate) fn waits(&self) -> bool {
-        matches!(self.holder, Holder::Nobody)
+        matches!(self.holder, Holder::Nobody) && self.swap.is_none()
     }
 
     /// Everything a borrower gets; `core` is his end of a channel for the `store` interface.
@@ -160,7 +167,8 @@ impl Right {
         // Also before it has answered `borrow`: what came with that was gathered earlier.
         if let Holder::Lent(borrower) = &self.holder {
             let channel = Fd::from(ours.as_fd().try_clone_to_owned()?);
-            let _ = borrower.boot.connect(ClientChannel { peer, channel }).wait();
+            let told = borrower.boot.connect(ClientChannel { peer, channel }).deadline(ROOM).wait();
+            told.map_err(|e| Refused::new(os::EAGAIN, format!("the {} server takes no clients: {e}", self.interface)))?;
         }
         self.clients.push(Client { peer, channel: ours });
         Ok(theirs)
@@ -194,7 +202,9 @@ impl Right {
         let refused = Refused::new(self.errno(), format!("the {} server has failed: {why}", self.interface));
         for client in self.clients.drain(..) {
             let router = Router::refusing(refused.clone());
-            std::thread::spawn(move || hurdle_wire::serve(&client.channel, &router, &ServeOptions::default()));
+            // Without a thread the channel is closed: he is told less, but at once.
+            let refuse = move || hurdle_wire::serve(&client.channel, &router, &ServeOptions::default());
+            let _ = std::thread::Builder::new().spawn(refuse);
         }
     }
 
@@ -216,23 +226,38 @@ impl Right {
         successor: Borrower,
         answer: oneshot::Sender<Result<Swapped, Refused>>,
     ) {
-        self.swap = Some(Swap { to, successor, answer, paused: Instant::now() });
+        self.swap = Some(Swap { to, id: successor.id, successor: Some(successor), answer, paused: Instant::now() });
     }
 
-    /// The right is back: from now on the successor's. The old holder is returned, to be ended.
-    pub(crate) fn pass_on(
-        &mut self,
-    ) -> Option<(Borrower, oneshot::Sender<Result<Swapped, Refused>>, Swapped, Instant)> {
-        let swap = self.swap.take()?;
+    /// The right is back, or its holder died: from now on the successor's. The old holder is returned, to be ended.
+    pub(crate) fn pass_on(&mut self) -> Option<(Option<Borrower>, Swap, Swapped)> {
+        let mut swap = self.swap.take()?;
+        let successor = swap.successor.take()?;
         let from = std::mem::replace(&mut self.spec, swap.to.clone());
         self.swaps += 1;
         self.young = 0;
-        let old = std::mem::replace(&mut self.holder, Holder::Lent(swap.successor));
-        let swapped = Swapped { from, to: swap.to, pause_us: 0 };
-        match old {
-            Holder::Lent(borrower) => Some((borrower, swap.answer, swapped, swap.paused)),
-            _ => None,
+        let old = std::mem::replace(&mut self.holder, Holder::Lent(successor));
+        let swapped = Swapped { from, to: swap.to.clone(), pause_us: 0 };
+        let old = if let Holder::Lent(borrower) = old { Some(borrower) } else { None };
+        Some((old, swap, swapped))
+    }
+
+    /// The successor never came up: all stays as it is. What it said last, and whom to tell.
+    pub(crate) fn call_off(&mut self) -> Option<(String, oneshot::Sender<Result<Swapped, Refused>>)> {
+        let mut swap = self.swap.take()?;
+        let mut said = VecDeque::new();
+        // Killed first: then what it wrote has an end.
+        let stderr = swap.successor.take().and_then(|mut successor| successor.stderr.take());
+        if let Some(mut stderr) = stderr {
+            Right::read_stderr(&mut said, &mut stderr);
         }
+        Some((said.pop_back().unwrap_or_default(), swap.answer))
+    }
+
+    /// The successor could not take the right: the former kind comes back.
+    pub(crate) fn roll_back(&mut self, from: Spec) {
+        self.spec = from;
+        self.swaps -= 1;
     }
 
     /// Another kind, with nobody to hand over from.
@@ -258,10 +283,11 @@ impl Right {
     }
 
     /// Of the holder.
-    pub(crate) fn drain_stderr(&mut self) -> bool {
-        match &mut self.holder {
-            Holder::Lent(borrower) => Right::read_stderr(&mut self.stderr, &mut borrower.stderr),
-            _ => false,
+    pub(crate) fn drain_stderr(&mut self) {
+        let Holder::Lent(borrower) = &mut self.holder else { return };
+        let Some(stderr) = &mut borrower.stderr else { return };
+        if !Right::read_stderr(&mut self.stderr, stderr) {
+            borrower.stderr = None;
         }
     }
 
@@ -306,22 +332,22 @@ impl Borrower {
             .dies_with_parent();
         let pid = launch.start()?;
         let boot = Arc::new(server::server::Client::from(Channel::from(ours)));
-        Ok(Borrower {
-            id,
-            pid,
-            pidfd: process::pidfd(pid)?,
-            boot,
-            stderr: stderr.into(),
-            since: Instant::now(),
-            ready: false,
-        })
+        let pidfd = process::pidfd(pid).inspect_err(|_| {
+            // Nobody could end it later.
+            let _ = process::kill(pid, os::SIGKILL);
+            let _ = process::wait_end(pid);
+        })?;
+        let stderr = Some(File::from(stderr));
+        Ok(Borrower { id, pid, pidfd, boot, stderr, since: Instant::now(), ready: false, reaped: false })
     }
 }
 
 impl Drop for Borrower {
     /// A server that nobody holds any more has no right to be.
     fn drop(&mut self) {
-        let _ = process::signal(&self.pidfd, os::SIGKILL);
-        let _ = process::wait(Some(self.pid));
+        if !self.reaped {
+            let _ = process::signal(&self.pidfd, os::SIGKILL);
+            let _ = process::wait_end(self.pid);
+        }
     }
 }

@@ -87,7 +87,12 @@ impl Spec {
 
     /// `kind` is none of `kinds`.
     pub fn unknown(&self, interface: &str, kinds: &[&str]) -> SpecError {
-        self.error(format!("no {interface} server of that kind; there is {}, or a path to a program", kinds.join(", ")))
+        let own = if self.0.iter().any(Layer::is_program) {
+            "a program of one's own is not possible here yet"
+        } else {
+            "no such kind"
+        };
+        self.error(format!("{own}; {interface} is one of {}", kinds.join(", ")))
     }
 }
 

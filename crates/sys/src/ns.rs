@@ -144,7 +144,8 @@ pub fn hostname() -> io::Result<String> {
 /// Brings up `lo` in the caller's network namespace (netdevice(7), SIOCSIFFLAGS). EPERM without CAP_NET_ADMIN there.
 pub fn loopback_up() -> io::Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // Any kind of socket does; one of this family is never trapped.
+    let socket = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: all-zero is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name[0] = b'l' as libc::c_char;

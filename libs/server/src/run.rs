@@ -108,11 +108,11 @@ impl Holder {
             ServeOptions { peer, stopper: self.stopper.clone(), idle: Some(self.idle), ..ServeOptions::default() };
         let (router, quiet) = (serving.router.clone(), Arc::new(AtomicBool::new(false)));
         let mark = quiet.clone();
-        let thread = std::thread::spawn(move || {
+        let thread = std::thread::Builder::new().spawn(move || {
             while let Ok(End::Idle) = serve(&channel, &router, &options) {
                 mark.store(true, Ordering::Relaxed);
             }
-        });
+        })?;
         serving.clients.retain(|client| !client.thread.is_finished());
         serving.clients.push(Client { thread, quiet });
         Ok(())

@@ -67,6 +67,7 @@ fn crash(mut child: std::process::Child, trap: OwnedFd) -> io::Result<ExitCode> 
         let (mut told, mut tell) = UnixStream::pair()?;
         let Some(server) = hurdle_sys::process::detach()? else {
             let mut serve = || -> io::Result<()> {
+                ns::die_with_parent()?;
                 let inherited = match &namespaces {
                     Some((user, network)) => Some((user.try_clone()?, network.try_clone()?)),
                     None => None,
@@ -110,6 +111,7 @@ fn crash(mut child: std::process::Child, trap: OwnedFd) -> io::Result<ExitCode> 
 }
 
 fn inside(arguments: &[std::ffi::OsString]) -> io::Result<()> {
+    ns::die_with_parent()?;
     let mut outside = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let (uid, gid) = hurdle_sys::process::effective_ids();
     if uid == 0 {

@@ -212,7 +212,11 @@ pub fn rows() -> Vec<Row<Handler>> {
             No(libc::ENOSYS),
             "its calls would go past the traps; libraries fall back",
         ),
-        difference("close", "SO_LINGER with time 0", "a reset reaches the peer if it could be found, see docs/net.md"),
+        difference(
+            "close",
+            "SO_LINGER with time 0",
+            "the peer sees a reset if its end was found when the option was set; reading from the socket afterwards makes it an ordinary close",
+        ),
         difference("sendto, sendmsg", "with an address on a connected socket", "EISCONN; TCP ignores the address"),
         difference("recvfrom, recvmsg", "with room for an address", "an AF_UNIX address; TCP writes none"),
         difference(

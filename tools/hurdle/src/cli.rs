@@ -57,7 +57,7 @@ pub(crate) enum Command {
     Swap {
         /// The environment.
         env: String,
-        /// What to replace by what: `net=none`, `net=./my-server`.
+        /// What to replace by what: `net=none`, `net=local`.
         #[arg(value_name = "INTERFACE=SPEC", value_parser = assignment)]
         to: (String, Spec),
     },
@@ -105,7 +105,8 @@ pub(crate) struct Run {
     /// Its files: `share`, or `root:DIR` (another system's tree).
     #[arg(long, value_name = "SPEC")]
     pub(crate) fs: Option<Spec>,
-    /// Its network: `share`, `none`, or `local` (its own ports; stream sockets faster than loopback).
+    /// Its network: `share`, `none` (loopback alone), or `local` (ports of its own, and data between its programs moves
+    /// faster than over loopback; new connections are slower).
     #[arg(long, value_name = "SPEC")]
     pub(crate) net: Option<Spec>,
     /// Who it is: `same`, or `root` (root inside, nobody outside).
@@ -129,6 +130,9 @@ pub(crate) struct Run {
     /// Return when the program has started; it goes on without a terminal.
     #[arg(long)]
     pub(crate) detach: bool,
+    /// Append what a detached program prints to this file; else nobody keeps it.
+    #[arg(long, value_name = "FILE", requires = "detach")]
+    pub(crate) log: Option<std::path::PathBuf>,
     /// Hand down this open fd too (of those above 2, none goes down by itself).
     #[arg(long = "fd", value_name = "N", value_parser = clap::value_parser!(i32).range(3..256))]
     pub(crate) fds: Vec<i32>,

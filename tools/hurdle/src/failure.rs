@@ -21,6 +21,11 @@ impl Failure {
         Failure { text: format!("{what}: {why}"), code: OWN }
     }
 
+    /// What another process has put into words.
+    pub(crate) fn plain(text: String) -> Failure {
+        Failure { text, code: OWN }
+    }
+
     /// The same with another exit code.
     pub(crate) fn code(mut self, code: u8) -> Failure {
         self.code = code;
@@ -32,6 +37,7 @@ impl Failure {
         match error {
             CallError::Dead => Failure::new(env, "it has ended"),
             CallError::Refused(refused) => Failure::new(env, &refused.reason),
+            CallError::Misuse(why) => Failure::new(env, why),
             other => Failure::new(env, other),
         }
     }

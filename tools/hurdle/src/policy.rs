@@ -43,8 +43,13 @@ fn program(layer: &Layer) -> Result<&str, String> {
 pub(crate) struct Standard;
 
 impl Policy for Standard {
-    fn server(&self, interface: &str, spec: &Spec) -> Result<Command, String> {
+    fn server(&self, interface: &str, spec: &Spec, trapped: bool) -> Result<Command, String> {
         let layer = spec.single().map_err(|e| e.to_string())?;
+        if interface == "net" && !trapped {
+            return Err(format!(
+                "net={spec} is the kernel's own work here: no call is trapped, so there is no server to ask"
+            ));
+        }
         if layer.is_program() {
             return program(layer).map(|path| Command { file: path.into(), argv: vec![path.into()] });
         }
@@ -58,13 +63,14 @@ impl Policy for Standard {
             program(layer)?;
         }
         if interface == "net" {
+            hurdle_net::may_swap(to).map_err(|e| e.to_string())?;
             if !trapped {
                 return Err(format!(
                     "net={from} was launched without traps, which can't be added to running programs; launch it with \
                      `hurdle run --swappable`"
                 ));
             }
-            return hurdle_net::may_swap(to).map_err(|e| e.to_string());
+            return Ok(());
         }
         let same = from.single().is_ok_and(|from| from.kind == layer.kind);
         if STANDARD.contains(&interface) && !same && !layer.is_program() {

@@ -14,6 +14,9 @@ use crate::stage::{Stage, USER, User};
 /// How long one file of end-to-end tests may take.
 const LIMIT: Duration = Duration::from_secs(900);
 
+/// The package of the end-to-end tests.
+const END_TO_END: &str = "hurdle-tests";
+
 /// Files of tests that look at the source tree, which needs the owner of the checkout, or that hold one system against
 /// another, which is the same for each user and takes minutes.
 const ONCE: [&str; 2] = ["layout", "cpython"];
@@ -67,14 +70,19 @@ pub(crate) fn run(names: &[String]) -> Result {
     let phase = Instant::now();
     run_command(&mut cargo(&["build", "--release", "--package", "hurdle"]))?;
     count.took("release build", phase);
+    let phase = Instant::now();
+    let built = build()?;
+    count.took("build of all tests", phase);
     if names.is_empty() {
         count.check("documentation", docs::run(true));
         let phase = Instant::now();
-        let command = ["test", "--workspace", "--exclude", "hurdle-tests", "--no-fail-fast"];
-        watch("unit and integration tests", &mut cargo(&command), &mut count)?;
-        count.took("unit and integration tests, with their build", phase);
+        for program in built.iter().filter(|program| program.test && program.package != END_TO_END) {
+            program.run_by_itself(&mut count)?;
+        }
+        watch("examples in comments", &mut cargo(&["test", "--workspace", "--doc", "--quiet"]), &mut count)?;
+        count.took("unit and integration tests", phase);
     }
-    end_to_end(names, &mut count)?;
+    end_to_end(names, &built, &mut count)?;
 
     for note in &count.notes {
         println!("{note}");
@@ -121,18 +129,16 @@ fn deny(count: &mut Count) {
 }
 
 /// The end-to-end tests, as this user, and as an unprivileged one if this is root.
-fn end_to_end(names: &[String], count: &mut Count) -> Result {
-    let phase = Instant::now();
-    let programs = executables(&["test", "--package", "hurdle-tests", "--no-run"])?;
-    let examples = executables(&["build", "--package", "hurdle-server", "--examples"])?;
-    count.took("build of the end-to-end tests", phase);
-    if let Some(name) = names.iter().find(|name| !programs.iter().any(|(known, _)| known == *name)) {
+fn end_to_end(names: &[String], built: &[Program], count: &mut Count) -> Result {
+    let programs: Vec<&Program> =
+        built.iter().filter(|program| program.test && program.package == END_TO_END).collect();
+    if let Some(name) = names.iter().find(|name| !programs.iter().any(|program| program.name == **name)) {
         return Err(format!("no file of end-to-end tests is called {name}").into());
     }
     let stage = Stage::new()?;
     stage.program(&release_directory()?.join("hurdle"), "hurdle")?;
-    for (name, program) in &examples {
-        stage.program(program, name)?;
+    for example in built.iter().filter(|program| !program.test) {
+        stage.program(&example.path, &example.name)?;
     }
     let source = stage.path().join("source");
     for name in SOURCES.iter().filter(|name| root().join(name).exists()) {
@@ -140,16 +146,15 @@ fn end_to_end(names: &[String], count: &mut Count) -> Result {
         std::fs::create_dir_all(copy.parent().unwrap_or(&source))?;
         std::fs::copy(root().join(name), copy)?;
     }
-    for (user, user_name) in users(count).iter().zip(["this user", "an unprivileged user"]) {
+    for (index, user) in users(count).iter().enumerate() {
         let phase = Instant::now();
-        for (name, program) in programs.iter().filter(|(name, _)| names.is_empty() || names.contains(name)) {
-            // Some need the owner of the checkout, or nobody in particular, and that once.
-            if user_name != "this user" && ONCE.contains(&name.as_str()) {
+        for program in programs.iter().filter(|program| names.is_empty() || names.contains(&program.name)) {
+            if index > 0 && ONCE.contains(&program.name.as_str()) {
                 continue;
             }
             let begin = Instant::now();
-            one_file(&stage, name, program, user, count)?;
-            count.took(&format!("  {name} as {}", user.name), begin);
+            program.run_as(user, &stage, count)?;
+            count.took(&format!("  {} as {}", program.name, user.name), begin);
         }
         count.took(&format!("end-to-end tests as {}", user.name), phase);
     }
@@ -170,49 +175,80 @@ fn users(count: &mut Count) -> Vec<User> {
     users
 }
 
-/// One file of end-to-end tests, as one user.
-fn one_file(stage: &Stage, name: &str, program: &Path, user: &User, count: &mut Count) -> Result {
-    let program = stage.program(program, name)?;
-    let skips = stage.path().join(format!("skips-{name}-{}", user.name));
-    std::fs::write(&skips, "")?;
-    std::os::unix::fs::chown(&skips, Some(user.id), None)?;
-    let mut command = user.command(&program);
-    command.env("HURDLE_BIN", stage.path().join("hurdle")).env("HURDLE_SKIPS", &skips);
-    command.env("HURDLE_EXAMPLES", stage.path()).env("HURDLE_SOURCE", stage.path().join("source"));
-    if ONCE.contains(&name)
-        && let Some(cargo) = std::env::var_os("CARGO")
-    {
-        command.env("CARGO", cargo);
-        for name in ["CARGO_HOME", "RUSTUP_HOME"] {
-            command.envs(std::env::var_os(name).map(|value| (name, value)));
-        }
-    }
-    watch(&format!("{name} as {}", user.name), command.current_dir(stage.path()), count)?;
-    for line in std::fs::read_to_string(&skips)?.lines() {
-        count.passed = count.passed.saturating_sub(1);
-        count.skipped += 1;
-        count.notes.push(format!("{line} (as {})", user.name));
-    }
-    std::fs::remove_file(program)?;
-    Ok(())
+/// A test or an example that cargo built.
+#[derive(Debug)]
+struct Program {
+    name: String,
+    package: String,
+    /// Where the package's Cargo.toml is.
+    directory: PathBuf,
+    path: PathBuf,
+    test: bool,
 }
 
-/// What cargo builds when it is called so: each test's or example's name and path.
-fn executables(arguments: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-    let mut command = cargo(arguments);
-    let built = command.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit()).output()?;
-    if !built.status.success() {
-        return Err(format!("cargo {}: {}", arguments.join(" "), built.status).into());
+/// Builds all tests and examples of the workspace. All at once, so that nothing is built twice for another choice of features.
+fn build() -> Result<Vec<Program>> {
+    let mut command = cargo(&["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    let output = command.stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err("the tests do not compile".into());
     }
-    let messages = String::from_utf8_lossy(&built.stdout);
+    let messages = String::from_utf8_lossy(&output.stdout);
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let executable = |message: serde_json::Value| {
-        let path = message["executable"].as_str()?;
-        Some((message["target"]["name"].as_str()?.to_owned(), PathBuf::from(path)))
+    let program = |message: serde_json::Value| {
+        let directory = Path::new(message["manifest_path"].as_str()?).parent()?.to_owned();
+        let manifest = std::fs::read_to_string(directory.join("Cargo.toml")).ok()?;
+        let package = manifest.lines().find_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))?;
+        let test = message["profile"]["test"] == true;
+        // Programs of the workspace come along, built for tests.
+        if !test && message["target"]["kind"][0] != "example" {
+            return None;
+        }
+        Some(Program {
+            name: message["target"]["name"].as_str()?.to_owned(),
+            package: package.to_owned(),
+            directory,
+            path: message["executable"].as_str()?.into(),
+            test,
+        })
     };
-    let mut found: Vec<(String, PathBuf)> = messages.filter_map(executable).collect();
-    found.sort();
+    let mut found: Vec<Program> = messages.filter_map(program).collect();
+    found.sort_by(|one, other| (&one.package, &one.name).cmp(&(&other.package, &other.name)));
     Ok(found)
+}
+
+impl Program {
+    /// Runs it where and as `cargo test` does.
+    fn run_by_itself(&self, count: &mut Count) -> Result {
+        let mut command = Command::new(&self.path);
+        command.current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory);
+        command.env("CARGO_PKG_NAME", &self.package);
+        watch(&format!("{} of {}", self.name, self.package), &mut command, count)
+    }
+
+    /// Runs it as `user`, in a place that he can read.
+    fn run_as(&self, user: &User, stage: &Stage, count: &mut Count) -> Result {
+        let program = stage.program(&self.path, &self.name)?;
+        let skips = stage.path().join(format!("skips-{}-{}", self.name, user.name));
+        std::fs::write(&skips, "")?;
+        std::os::unix::fs::chown(&skips, Some(user.id), None)?;
+        let mut command = user.command(&program);
+        command.env("HURDLE_BIN", stage.path().join("hurdle")).env("HURDLE_SKIPS", &skips);
+        command.env("HURDLE_EXAMPLES", stage.path()).env("HURDLE_SOURCE", stage.path().join("source"));
+        if ONCE.contains(&self.name.as_str()) {
+            for name in ["CARGO", "CARGO_HOME", "RUSTUP_HOME"] {
+                command.envs(std::env::var_os(name).map(|value| (name, value)));
+            }
+        }
+        watch(&format!("{} as {}", self.name, user.name), command.current_dir(stage.path()), count)?;
+        for line in std::fs::read_to_string(&skips)?.lines() {
+            count.passed = count.passed.saturating_sub(1);
+            count.skipped += 1;
+            count.notes.push(format!("{line} (as {})", user.name));
+        }
+        std::fs::remove_file(program)?;
+        Ok(())
+    }
 }
 
 /// Where cargo puts release builds of this workspace.

@@ -14,7 +14,8 @@ const BATCH: usize = 16;
 /// The parent's end.
 #[derive(Debug)]
 pub struct Mint {
-    channel: OwnedFd,
+    channel: std::mem::ManuallyDrop<OwnedFd>,
+    pid: libc::pid_t,
     namespaces: (OwnedFd, OwnedFd),
     diagnosis: OwnedFd,
 }
@@ -68,7 +69,7 @@ impl Mint {
                     unsafe { libc::waitpid(pid, &raw mut status, 0) };
                     return Err(io::Error::from_raw_os_error(libc::WEXITSTATUS(status)));
                 };
-                Ok(Mint { channel: ours, namespaces: (user, network), diagnosis })
+                Ok(Mint { channel: std::mem::ManuallyDrop::new(ours), pid, namespaces: (user, network), diagnosis })
             }
         }
     }
@@ -103,6 +104,16 @@ impl Mint {
     pub fn take(&self, wait: bool) -> io::Result<Made> {
         let made = receive(self.channel.as_fd(), wait)?;
         if made.sockets.is_empty() { Err(io::Error::from_raw_os_error(libc::EPIPE)) } else { Ok(made) }
+    }
+}
+
+impl Drop for Mint {
+    fn drop(&mut self) {
+        // SAFETY: the channel is not used after this; its end is what ends the child, which is this process's own.
+        unsafe {
+            std::mem::ManuallyDrop::drop(&mut self.channel);
+            libc::waitpid(self.pid, std::ptr::null_mut(), 0);
+        }
     }
 }
 

@@ -80,10 +80,7 @@ impl State {
                         self.queues.insert(to.port, (queued.saturating_add(1), room));
                     }
                     shared.connections.fetch_add(1, Ordering::Relaxed);
-                    if self.accepting.contains_key(&name) {
-                        self.serve_accepts(trap, name, shared);
-                    }
-                    return if pending { Err(Errno(libc::EINPROGRESS)) } else { Ok(Answer::Value(0)) };
+                    return Ok(Answer::Connected { to: name, pending });
                 }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::ECONNREFUSED) => {
@@ -209,8 +206,15 @@ impl State {
                         shared.ledger.release(one.slot);
                     }
                     other => {
+                        let connected = match other {
+                            Ok(Answer::Connected { to, .. }) => Some(to),
+                            _ => None,
+                        };
                         conclude(shared, self, &one.call, other);
                         shared.ledger.release(one.slot);
+                        if let Some(to) = connected {
+                            self.serve_accepts(trap, to, shared);
+                        }
                     }
                 }
             }

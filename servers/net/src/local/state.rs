@@ -30,6 +30,8 @@ pub(super) enum Answer {
     Value(i64),
     /// It returns this socket's new fd. `from` is the listener that the socket must go back to if the caller is gone.
     Socket { fd: OwnedFd, close_on_exec: bool, from: Option<OwnedFd> },
+    /// It is connected to this listener, whose waiting accepts are served after it; a non-blocking one hears EINPROGRESS.
+    Connected { to: Name, pending: bool },
     /// It goes on natively.
     Native,
     /// It waits until this listener has a connection for it.

@@ -106,7 +106,15 @@ fn serve(
         Ok(Answer::WaitConnect { on, until }) => (on, until, false),
         other => {
             let took = matches!(other, Ok(Answer::Socket { from: Some(_), .. }));
+            let connected = match other {
+                Ok(Answer::Connected { to, .. }) => Some(to),
+                _ => None,
+            };
             conclude(shared, &mut state, call, other);
+            // The connecting end goes on first, as natively.
+            if let Some(to) = connected.filter(|to| state.accepting.contains_key(to)) {
+                state.serve_accepts(&trap, to, shared);
+            }
             if took {
                 state.retry_connects(&trap, shared);
             }
@@ -143,11 +151,16 @@ pub(super) fn conclude(shared: &Shared, state: &mut State, call: &Call, handled:
                 }
             }
         }
+        Ok(Answer::Connected { pending, .. }) => {
+            let said = if pending { Err(libc::EINPROGRESS) } else { Ok(0) };
+            if listener.answer(call.id, said).is_err() {
+                state.note_cancelled(call);
+            }
+            return;
+        }
         Ok(Answer::WaitAccept { .. } | Answer::WaitConnect { .. }) => libc::EIO,
         Err(Errno(errno)) => errno,
     };
     // ENOENT here: the call was cancelled, and nobody waits for the answer.
-    if listener.answer(call.id, Err(errno)).is_err() && errno == libc::EINPROGRESS {
-        state.note_cancelled(call);
-    }
+    let _ = listener.answer(call.id, Err(errno));
 }

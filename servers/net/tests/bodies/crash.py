@@ -1,6 +1,6 @@
 from common import *
 # What goes on when the server is killed: calls that wait, sockets of every state, names and options.
-# The kills come while no call is being answered with an fd: the kernel loses such an answer (see docs/net.md).
+# The kills come while no call is being answered with an fd: the kernel turns such an answer into 0.
 FILE = os.environ.get("CRASH_FILE")
 def crash():
     if FILE:

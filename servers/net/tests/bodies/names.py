@@ -25,8 +25,8 @@ for bind_to, to in [(LO, LO), ("127.0.0.9", LO), ("0.0.0.0", "127.0.0.7")]:
     a, peer = s.accept()
     show("bound client", c.getsockname()[1] == port, c.getpeername()[0], peer[1] == port, peer[0], a.getsockname()[0])
 # Truncated and hostile buffers go through the C library below Python; errors of the plain calls here.
-for sock, address in [(socket.socket(), ("10.1.2.3", 80)), (socket.socket(), ("192.168.0.1", 1))]:
+for sock, address in [(socket.socket(), ("10.1.2.3", 8080)), (socket.socket(), ("192.168.0.1", 8081))]:
     show("elsewhere", outcome(sock.bind, address), outcome(sock.connect, address))
 six = socket.socket(socket.AF_INET6)
-show("elsewhere 6", outcome(six.bind, ("2001:db8::1", 80)), outcome(six.connect, ("2001:db8::1", 80)))
+show("elsewhere 6", outcome(six.bind, ("2001:db8::1", 8080)), outcome(six.connect, ("2001:db8::1", 8080)))
 show("fstat is a socket", os.fstat(six.fileno()).st_mode >> 12 == 0o14)

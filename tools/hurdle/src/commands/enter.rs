@@ -80,15 +80,15 @@ impl Session {
     /// Until the program ends; `None` if its environment did.
     fn follow(mut self, status: OwnedFd) -> Result<Option<Status>, Failure> {
         let mut status = File::from(status);
-        let stdin = processes::duplicate(0)?;
-        let mut reading = self.relay.is_some();
+        if let Some(relay) = &self.relay {
+            let (keys, relay) = (processes::duplicate(0)?, relay.try_clone()?);
+            // Apart from the output: a program that does not read, since nobody reads what it writes, would stop both.
+            std::thread::Builder::new().spawn(move || io::copy(&mut File::from(keys), &mut File::from(relay)))?;
+        }
         loop {
             let mut fds = vec![(status.as_fd(), Until::Readable), (self.signals.as_fd(), Until::Readable)];
             if let Some(relay) = &self.relay {
                 fds.push((relay.as_fd(), Until::Readable));
-                if reading {
-                    fds.push((stdin.as_fd(), Until::Readable));
-                }
             }
             let ready = processes::poll(&fds, None)?;
             let is = |n: usize| ready.get(n) == Some(&true);
@@ -97,9 +97,6 @@ impl Session {
             }
             if is(2) && !self.output()? {
                 self.relay = None;
-            }
-            if is(3) {
-                reading = self.input(&stdin)?;
             }
             if is(0) {
                 let mut word = [0; 4];
@@ -144,14 +141,5 @@ impl Session {
                 Ok(true)
             }
         }
-    }
-
-    /// From our terminal to the program's; false at its end.
-    fn input(&self, stdin: &OwnedFd) -> io::Result<bool> {
-        let Some(relay) = &self.relay else { return Ok(false) };
-        let mut buffer = [0; 4096];
-        let got = File::from(stdin.try_clone()?).read(&mut buffer).unwrap_or(0);
-        File::from(relay.try_clone()?).write_all(&buffer[..got])?;
-        Ok(got > 0)
     }
 }

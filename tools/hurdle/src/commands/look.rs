@@ -26,7 +26,10 @@ pub(crate) fn find(name: &str) -> Result<core::Client, Failure> {
                 if names.is_empty() { "none runs".to_string() } else { format!("there is {}", names.join(", ")) };
             Failure::new(format!("no environment {name:?}"), hint)
         }
-        Some(numbers::EPERM) => Failure::new(name, "the socket of this name belongs to another user"),
+        Some(numbers::EPERM) => Failure::new(
+            name,
+            "the socket of this name is no core of yours (another user's, or across an environment's border)",
+        ),
         _ => Failure::new(name, e),
     })
 }
@@ -130,7 +133,10 @@ pub(crate) fn ps(env: &str, json: bool) -> Result<ExitCode, Failure> {
 }
 
 pub(crate) fn wait(env: &str, json: bool) -> Result<ExitCode, Failure> {
-    let raw = find(env)?.wait().deadline(FOR_EVER).wait().map_err(|e| Failure::call(env, &e))?;
+    let raw = find(env)?.wait().deadline(FOR_EVER).wait().map_err(|e| match e {
+        CallError::Dead => Failure::new(format!("no environment {env:?}"), "it has just ended"),
+        e => Failure::call(env, &e),
+    })?;
     let code = Status(raw).shell_code();
     if json {
         output::json(&serde_json::json!({ "env": env, "exit": code }))?;
@@ -143,8 +149,12 @@ pub(crate) fn kill(envs: &[String], signal: Option<i32>) -> Result<ExitCode, Fai
         let core = find(env)?;
         match core.kill(signal.unwrap_or(0)).wait() {
             Ok(()) => {}
-            // It ended before it could say so.
-            Err(CallError::Dead) if signal.is_none() => {}
+            // It ended before it could say so, unless it is there still.
+            Err(CallError::Dead) if signal.is_none() && !hurdle_core::names()?.contains(env) => {}
+            Err(CallError::Dead) if hurdle_core::names()?.contains(env) => {
+                let why = "it does not let this caller in (it listens to its user, outside of environments)";
+                return Err(Failure::new(env, why));
+            }
             Err(e) => return Err(Failure::call(env, &e)),
         }
         if signal.is_none() {

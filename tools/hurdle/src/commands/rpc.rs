@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use hurdle_wire::{Connection, Description, call_text, describe};
+use hurdle_proto::core::RightState;
+use hurdle_wire::{CallError, Connection, Description, call_text, describe};
 
 use super::look;
 use crate::failure::Failure;
@@ -20,7 +21,7 @@ pub(crate) fn rpc(env: &str, call: Option<&str>, arguments: &[String], json: boo
         Connection::new(look::server(env, interface)?)
     };
     if name.is_none() {
-        let described = describe(&connection).map_err(|e| Failure::call(&format!("{env}, {interface}"), &e))?;
+        let described = describe(&connection).map_err(|e| failed(env, interface, call, &e))?;
         if json {
             return output::json(&described);
         }
@@ -30,8 +31,26 @@ pub(crate) fn rpc(env: &str, call: Option<&str>, arguments: &[String], json: boo
     // A word that is no JSON is meant as a string.
     let value = |text: &String| serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::from(text.as_str()));
     let text = serde_json::Value::from_iter(arguments.iter().map(value)).to_string();
-    println!("{}", call_text(&connection, call, &text).map_err(|e| Failure::call(call, &e))?);
+    println!("{}", call_text(&connection, call, &text).map_err(|e| failed(env, interface, call, &e))?);
     Ok(ExitCode::SUCCESS)
+}
+
+/// A call that failed; of a server that died, what is known of its end.
+fn failed(env: &str, interface: &str, call: &str, error: &CallError) -> Failure {
+    let right = || {
+        let info = look::find(env).ok()?.info().wait().ok()?;
+        info.rights.into_iter().find(|right| right.interface == interface)
+    };
+    match (error, right()) {
+        (CallError::Dead, Some(right)) => {
+            let why = match right.state {
+                RightState::Failed { reason } => reason,
+                _ => right.stderr.last().map_or_else(|| "it said nothing".into(), |line| format!("it said: {line}")),
+            };
+            Failure::new(call, format!("the {interface} server died; {why}"))
+        }
+        _ => Failure::call(call, error),
+    }
 }
 
 fn interfaces(env: &str, json: bool) -> Result<ExitCode, Failure> {

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::process::ExitCode;
 
 use hurdle_core::{Running, Setup, Start};
@@ -21,21 +21,32 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
     for note in &plan.notes {
         eprintln!("hurdle: note: {note}");
     }
+    let argv = match (&plan.root, options.command.is_empty()) {
+        // Another system may not have the user's shell.
+        (Some(_), true) => vec!["/bin/sh".into()],
+        _ => program_or_shell(options.command),
+    };
+    let log = options.log.as_ref().map(|path| {
+        let opened = File::options().append(true).create(true).open(path);
+        opened.map_err(|e| Failure::new(format!("--log {}", path.display()), e))
+    });
+    let log = log.transpose()?;
     let setup = Setup {
         name: options.name,
         plan,
         rights,
         start: Start {
-            argv: program_or_shell(options.command),
+            argv,
             env: std::env::vars_os().collect(),
-            cwd: std::env::current_dir().map_or_else(|_| "/".into(), OsString::from),
+            // One without a path (it was deleted) is nowhere to be entered: the program stays in it.
+            cwd: std::env::current_dir().map(OsString::from).unwrap_or_default(),
             group: if options.detach { Group::Session } else { group() },
             fds: options.fds,
             confirm: options.detach,
         },
         policy: Box::new(Standard),
     };
-    if options.detach { detach(setup) } else { Ok(end_as(Running::launch(setup)?.serve()?)) }
+    if options.detach { detach(setup, log) } else { Ok(end_as(Running::launch(setup)?.serve()?)) }
 }
 
 /// What each interface is served by: as asked, else as `--isolated` says, else shared.
@@ -50,6 +61,11 @@ fn rights(options: &Run) -> Result<Vec<(String, Spec)>, Failure> {
         ("proc".to_string(), choose(&options.proc, "own", "own")),
     ];
     for (name, spec) in &options.servers {
+        let legal = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+        if !legal || name == "core" {
+            let why = "an interface's name has letters, digits, `-` and `_`, and is not `core`";
+            return Err(Failure::new(format!("--server {name}={spec}"), why));
+        }
         if rights.iter().any(|(other, _)| other == name) {
             return Err(Failure::new(format!("--server {name}={spec}"), "this interface has a server already"));
         }
@@ -83,7 +99,7 @@ fn end_as(status: Status) -> ExitCode {
 }
 
 /// The core goes on as a child without a terminal; this process waits for its first words.
-fn detach(setup: Setup) -> Result<ExitCode, Failure> {
+fn detach(setup: Setup, log: Option<File>) -> Result<ExitCode, Failure> {
     let (read, write) = process::pipe()?;
     if process::detach()?.is_some() {
         drop(write);
@@ -92,14 +108,19 @@ fn detach(setup: Setup) -> Result<ExitCode, Failure> {
         let code: u8 = lines.next().and_then(|code| code.parse().ok()).unwrap_or(OWN);
         let said = lines.next().unwrap_or_else(|| "the core ended without a word".into());
         if code != 0 {
-            return Err(Failure::new("--detach", said).code(code));
+            return Err(Failure::plain(said).code(code));
         }
         println!("{said}");
         return Ok(ExitCode::SUCCESS);
     }
+    // What else the caller has open is his: a lock or a pipe must not stay with a core that goes on without him.
+    let own = [Some(write.as_raw_fd()), log.as_ref().map(File::as_raw_fd)].into_iter().flatten();
+    let mut keep: Vec<i32> = setup.start.fds.iter().copied().chain(own).collect();
+    process::close_all_but(&mut keep);
     let null = File::options().read(true).write(true).open("/dev/null")?;
-    for number in 0..3 {
-        process::replace(null.as_fd(), number)?;
+    process::replace(null.as_fd(), 0)?;
+    for number in 1..3 {
+        process::replace(log.as_ref().unwrap_or(&null).as_fd(), number)?;
     }
     let mut write = File::from(write);
     let say = |write: &mut File, text: String| io::Write::write_all(write, text.as_bytes());

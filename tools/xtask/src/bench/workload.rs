@@ -82,12 +82,12 @@ fn redis(clients: &str, requests: &str) -> Result<f64> {
 
 /// Requests per second.
 pub(crate) fn redis_50(_: &Path) -> Result<f64> {
-    redis("50", "150000")
+    redis("50", "100000")
 }
 
 /// Requests per second.
 pub(crate) fn redis_1(_: &Path) -> Result<f64> {
-    redis("1", "30000")
+    redis("1", "20000")
 }
 
 fn nginx(files: &Path, more: &[&str]) -> Result<f64> {
@@ -110,7 +110,7 @@ fn nginx(files: &Path, more: &[&str]) -> Result<f64> {
     server.arg("-p").arg(&dir).arg("-e").arg(dir.join("error.log")).arg("-c").arg(&settings);
     let _server = Server::start(server, port)?;
     let mut client = command("wrk");
-    client.args(["-t1", "-c32", "-d2s"]).args(more).arg(format!("http://127.0.0.1:{port}/"));
+    client.args(["-t1", "-c32", "-d1s"]).args(more).arg(format!("http://127.0.0.1:{port}/"));
     let text = output(&mut client)?;
     if text.contains("Socket errors") || text.contains("Non-2xx") {
         return Err(text.into());
@@ -137,7 +137,7 @@ pub(crate) fn iperf3(_: &Path) -> Result<f64> {
     // It takes any connection for its one client, so it is not asked by one.
     let _server = Server::start_until(server, |printed| printed.contains("Server listening"))?;
     let mut client = command("iperf3");
-    client.args(["-c", "127.0.0.1", "-p", &address, "-t", "2", "-J"]);
+    client.args(["-c", "127.0.0.1", "-p", &address, "-t", "1", "-J"]);
     let text = output(&mut client)?;
     let received = text.split_once("\"sum_received\"").ok_or_else(|| format!("no sum in {text}"))?.1;
     Ok(number(received, "\"bits_per_second\"")? / 1e9)
@@ -196,7 +196,7 @@ fn pgbench_client(port: &str) -> Result<Command> {
 /// Transactions per second.
 pub(crate) fn pgbench(files: &Path) -> Result<f64> {
     let (_server, port) = database_server(files)?;
-    let text = output(pgbench_client(&port)?.args(["-S", "-n", "-c4", "-j1", "-T2", "postgres"]))?;
+    let text = output(pgbench_client(&port)?.args(["-S", "-n", "-c4", "-j1", "-T1", "postgres"]))?;
     number(&text, "tps")
 }
 

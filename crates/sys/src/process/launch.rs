@@ -1,0 +1,279 @@
+//! A process about to be: everything that its exec needs is prepared before the fork.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use super::{SignalMask, pipe, retry, wait_end};
+
+/// How a new process stands to sessions, process groups and the terminal (credentials(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// The caller's process group.
+    Inherit,
+    /// A process group of its own, in the background.
+    Own,
+    /// A process group of its own, put in the foreground of its standard input.
+    Foreground,
+    /// A session of its own without a terminal.
+    Session,
+    /// A session of its own whose controlling terminal is its standard input.
+    Terminal,
+}
+
+/// A process about to be: everything is allocated here, so that the child makes nothing but system calls until its exec.
+#[derive(Debug)]
+pub struct Launch {
+    candidates: Vec<CString>,
+    argv: Vec<CString>,
+    envp: Vec<CString>,
+    cwd: Option<CString>,
+    stdio: [OwnedFd; 3],
+    extra: Vec<(OwnedFd, RawFd)>,
+    group: Group,
+    dies_with_parent: bool,
+    no_new_privileges: bool,
+    mask: SignalMask,
+    stays: bool,
+}
+
+/// How many fds above 2 a [`Launch`] hands down at most: the child sorts them without allocating.
+const NAMED_FDS: usize = 16;
+
+fn c_string(text: &OsStr) -> io::Result<CString> {
+    CString::new(text.as_bytes())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{text:?} holds a NUL byte")))
+}
+
+/// The paths that execvp(3) would try for `program`, given the value of `PATH`.
+fn candidates(program: &OsStr, path: Option<&OsStr>) -> io::Result<Vec<CString>> {
+    if program.as_bytes().contains(&b'/') {
+        return Ok(vec![c_string(program)?]);
+    }
+    let path = path.unwrap_or(OsStr::new("/usr/local/bin:/usr/bin:/bin"));
+    let whole = |dir: &[u8]| {
+        let mut file = if dir.is_empty() { b".".to_vec() } else { dir.to_vec() };
+        file.push(b'/');
+        file.extend_from_slice(program.as_bytes());
+        c_string(&OsString::from_vec(file))
+    };
+    path.as_bytes().split(|&b| b == b':').map(whole).collect()
+}
+
+impl Launch {
+    /// `argv[0]` is looked up in `PATH` of `env`, as a shell does. InvalidInput: `argv` is empty, or a text holds a NUL.
+    pub fn new(argv: &[OsString], env: &[(OsString, OsString)], stdio: [OwnedFd; 3]) -> io::Result<Launch> {
+        let program = argv.first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no program given"))?;
+        let path = env.iter().find(|(key, _)| key == "PATH").map(|(_, value)| value.as_os_str());
+        let pair = |(key, value): &(OsString, OsString)| {
+            let mut text = key.clone();
+            text.push("=");
+            text.push(value);
+            c_string(&text)
+        };
+        Ok(Launch {
+            candidates: candidates(program, path)?,
+            argv: argv.iter().map(|a| c_string(a)).collect::<io::Result<_>>()?,
+            envp: env.iter().map(pair).collect::<io::Result<_>>()?,
+            cwd: None,
+            stdio,
+            extra: Vec::new(),
+            group: Group::Inherit,
+            dies_with_parent: false,
+            no_new_privileges: false,
+            mask: SignalMask::empty(),
+            stays: false,
+        })
+    }
+
+    /// Executes the file at `path` instead of the one that `argv[0]` names.
+    pub fn program(mut self, path: &OsStr) -> io::Result<Launch> {
+        self.candidates = vec![c_string(path)?];
+        Ok(self)
+    }
+
+    /// The working directory; if it can't be entered, `/`.
+    pub fn cwd(mut self, dir: &OsStr) -> io::Result<Launch> {
+        self.cwd = Some(c_string(dir)?);
+        Ok(self)
+    }
+
+    /// If the working directory can't be entered by its path, stay in the caller's instead of `/`.
+    pub fn or_stay(mut self) -> Launch {
+        self.stays = true;
+        self
+    }
+
+    /// The signals that are blocked in it; without this, none.
+    pub fn mask(mut self, mask: SignalMask) -> Launch {
+        self.mask = mask;
+        self
+    }
+
+    /// See [`Group`].
+    pub fn group(mut self, group: Group) -> Launch {
+        self.group = group;
+        self
+    }
+
+    /// Hands `fd` down under number `number`; of all fds above 2 only these are handed down.
+    pub fn fd(mut self, fd: OwnedFd, number: RawFd) -> Launch {
+        self.extra.push((fd, number));
+        self
+    }
+
+    /// SIGKILL when the thread that started it ends (PR_SET_PDEATHSIG).
+    pub fn dies_with_parent(mut self) -> Launch {
+        self.dies_with_parent = true;
+        self
+    }
+
+    /// PR_SET_NO_NEW_PRIVS before the exec.
+    pub fn no_new_privileges(mut self) -> Launch {
+        self.no_new_privileges = true;
+        self
+    }
+
+    /// The fds that it holds.
+    pub fn fds(&self) -> Vec<RawFd> {
+        self.stdio.iter().chain(self.extra.iter().map(|(fd, _)| fd)).map(AsRawFd::as_raw_fd).collect()
+    }
+
+    /// fork(2) and execve(2). Returns the child's pid once its exec has succeeded; the caller reaps it.
+    ///
+    /// Errors: that of the exec, as execvp(3) reports it (ENOENT, EACCES, ENOEXEC…); EAGAIN at the limit of processes.
+    pub fn start(self) -> io::Result<i32> {
+        if self.extra.len() > NAMED_FDS {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("more than {NAMED_FDS} fds handed down")));
+        }
+        let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
+            list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+        };
+        let (argv, envp) = (pointers(&self.argv), pointers(&self.envp));
+        // Numbers the child may overwrite while it moves fds to their places: all sources go above them first.
+        let floor = self.extra.iter().map(|(_, n)| *n).chain([2]).max().unwrap_or(2) + 1;
+        let lift = |fd: &OwnedFd| -> io::Result<OwnedFd> {
+            let raw = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(floor))?;
+            // SAFETY: F_DUPFD_CLOEXEC made a new fd, owned by nobody else.
+            Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+        };
+        let mut moves = Vec::with_capacity(3 + self.extra.len());
+        for (number, fd) in self.stdio.iter().enumerate() {
+            moves.push((lift(fd)?, number as RawFd));
+        }
+        for (fd, number) in &self.extra {
+            moves.push((lift(fd)?, *number));
+        }
+        let (verdict, low) = pipe()?;
+        let report = lift(&low)?;
+        // The last close of this side is how success is seen.
+        drop(low);
+
+        let parent = std::process::id() as libc::pid_t;
+        // SAFETY: the child calls only `exec`, which makes async-signal-safe calls alone.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                let errno = self.exec(parent, &moves, &argv, &envp);
+                // SAFETY: writes four bytes of a local to an open fd, then ends the child.
+                unsafe {
+                    libc::write(report.as_raw_fd(), (&raw const errno).cast(), 4);
+                    libc::_exit(127)
+                }
+            }
+            pid => {
+                drop(report);
+                let mut errno = [0; 4];
+                let read = retry(|| nix::unistd::read(&verdict, &mut errno))?;
+                if read == 0 {
+                    return Ok(pid);
+                }
+                let _ = wait_end(pid);
+                Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))
+            }
+        }
+    }
+
+    /// In the child: system calls only, no allocation, no lock. Returns the errno of what failed.
+    fn exec(
+        &self,
+        parent: libc::pid_t,
+        moves: &[(OwnedFd, RawFd)],
+        argv: &[*const libc::c_char],
+        envp: &[*const libc::c_char],
+    ) -> i32 {
+        // SAFETY: async-signal-safe system calls on fds and strings that live in `self`, `moves`, `argv` and `envp`.
+        unsafe {
+            let errno = || *libc::__errno_location();
+            // Rust's runtime ignores it; what the user ignores (nohup) stays ignored.
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+            for (from, to) in moves {
+                if libc::dup2(from.as_raw_fd(), *to) < 0 {
+                    return errno();
+                }
+            }
+            // Close-on-exec for whatever else is open: nothing is ambient.
+            let mut next = 3;
+            let mut named = [RawFd::MAX; NAMED_FDS + 1];
+            for (slot, (_, number)) in named.iter_mut().zip(self.extra.iter()) {
+                *slot = *number;
+            }
+            named.sort_unstable();
+            for number in named {
+                if number > next {
+                    let last = if number == RawFd::MAX { u32::MAX } else { number as u32 - 1 };
+                    libc::syscall(libc::SYS_close_range, next as u32, last, libc::CLOSE_RANGE_CLOEXEC);
+                }
+                if number == RawFd::MAX {
+                    break;
+                }
+                next = number + 1;
+            }
+            match self.group {
+                Group::Inherit => {}
+                Group::Own => _ = libc::setpgid(0, 0),
+                Group::Foreground => {
+                    libc::setpgid(0, 0);
+                    // SIGTTOU would stop a background process here.
+                    let old = libc::signal(libc::SIGTTOU, libc::SIG_IGN);
+                    libc::tcsetpgrp(0, libc::getpid());
+                    libc::signal(libc::SIGTTOU, old);
+                }
+                Group::Session => _ = libc::setsid(),
+                Group::Terminal => {
+                    libc::setsid();
+                    libc::ioctl(0, libc::TIOCSCTTY, 0);
+                }
+            }
+            libc::sigprocmask(libc::SIG_SETMASK, self.mask.as_ptr(), std::ptr::null_mut());
+            if let Some(cwd) = &self.cwd
+                && libc::chdir(cwd.as_ptr()) != 0
+                && !self.stays
+                && libc::chdir(c"/".as_ptr()) != 0
+            {
+                return errno();
+            }
+            if self.dies_with_parent {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+                // It may have ended before that.
+                if libc::getppid() != parent {
+                    libc::_exit(127);
+                }
+            }
+            if self.no_new_privileges {
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+            }
+            let mut denied = false;
+            for file in &self.candidates {
+                libc::execve(file.as_ptr(), argv.as_ptr(), envp.as_ptr());
+                match errno() {
+                    libc::ENOENT | libc::ENOTDIR => {}
+                    libc::EACCES => denied = true,
+                    other => return other,
+                }
+            }
+            if denied { libc::EACCES } else { libc::ENOENT }
+        }
+    }
+}
