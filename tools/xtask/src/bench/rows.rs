@@ -79,7 +79,7 @@ fn nothing(_: &Path) -> Result {
 }
 
 const fn inside(work: fn(&Path) -> Result<f64>) -> Measure {
-    Measure::Inside { work, prepare: nothing, rounds: 7 }
+    Measure::Inside { work, prepare: nothing, rounds: 3 }
 }
 
 const fn on_files(work: fn(&Path) -> Result<f64>, prepare: fn(&Path) -> Result, rounds: usize) -> Measure {
