@@ -138,6 +138,8 @@ pub(crate) struct Env {
     policy: Box<dyn Policy>,
     waiters: Vec<Answer<i32>>,
     borrowers: u64,
+    /// What start-up needed has been let go of.
+    settled: bool,
     /// `hurdle kill` has ended it.
     ending: bool,
     /// Swaps answered once the successor has borrowed: by its number.
@@ -203,6 +205,7 @@ impl Env {
             policy: setup.policy,
             waiters: Vec::new(),
             borrowers: 0,
+            settled: false,
             ending: false,
             swaps: HashMap::new(),
         })
@@ -233,6 +236,10 @@ impl Env {
     fn turn(&mut self) -> Result<Option<Option<Status>>, Error> {
         let (sources, fds) = self.watched();
         let ready = process::poll(&fds, self.deadline()).map_err(|e| Error::System("poll", e))?;
+        if !self.settled && self.started.elapsed() >= process::SETTLED {
+            self.settled = true;
+            process::release_code();
+        }
         let happened: Vec<Source> = sources.into_iter().zip(ready).filter(|(_, r)| *r).map(|(s, _)| s).collect();
         for source in happened {
             match source {
@@ -321,7 +328,7 @@ impl Env {
             Holder::BackOff(until) => Some(until),
             _ => None,
         });
-        waits.min()
+        waits.chain((!self.settled).then_some(self.started + process::SETTLED)).min()
     }
 
     fn new_borrower(&mut self, n: usize, spec: &Spec) -> Result<Borrower, String> {

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
 
 use hurdle_proto::init::{self, Group, Program};
 use hurdle_proto::plan::{MapWriter, MountStep, Plan};
@@ -197,11 +198,16 @@ fn live(inside: Inside<'_>) -> i32 {
         return 1;
     }
     let watched: Watched = Arc::default();
+    let mut settles = Some(Instant::now() + process::SETTLED);
     let mut control = Some(inside.control);
     loop {
         let mut fds = vec![(signals.as_fd(), Until::Readable)];
         fds.extend(control.iter().map(|c| (c.as_fd(), Until::Readable)));
-        let Ok(ready) = process::poll(&fds, None) else { return 1 };
+        let Ok(ready) = process::poll(&fds, settles) else { return 1 };
+        if settles.is_some_and(|at| at <= Instant::now()) {
+            settles = None;
+            process::release_code();
+        }
         let asked = ready.get(1) == Some(&true);
         if asked && let Some(control) = control.take() {
             let watched = watched.clone();

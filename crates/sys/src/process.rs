@@ -226,3 +226,28 @@ pub fn pid_of(pidfd: impl AsFd) -> io::Result<i32> {
     let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i32>().ok());
     pid.filter(|pid| *pid > 0).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
+
+/// When a process that mostly waits has left its start-up behind, and may call [`release_code`].
+pub const SETTLED: Duration = Duration::from_millis(300);
+
+/// Lets go of the pages of the caller's own machine code (madvise(2), MADV_DONTNEED): what start-up alone needed leaves its
+/// memory, what is needed again comes back from the page cache by itself. For a process that begins to wait.
+pub fn release_code() {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let exe = std::fs::read_link("/proc/self/exe").unwrap_or_default();
+    for line in maps.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        // Executable and never written: nothing in it can be lost. A replaced file's mapping has another name, and stays.
+        let [range, "r-xp", _, _, _, path] = words[..] else { continue };
+        if std::path::Path::new(path) != exe {
+            continue;
+        }
+        let number = |text: &str| usize::from_str_radix(text, 16).ok();
+        let ends = range.split_once('-').and_then(|(from, to)| Some((number(from)?, number(to)?)));
+        if let Some((from, to)) = ends {
+            // SAFETY: a read-only private mapping of a file, which is text and holds no relocation: its pages are read again
+            // from the file when next touched, also those of this very function.
+            unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
+        }
+    }
+}

@@ -34,9 +34,13 @@ pub fn run<S: Service>(start: impl FnOnce(&mut Borrowed) -> Result<S, Refused> +
     let holder =
         Arc::new(Holder { idle, stopper: Stopper::new(), state: Mutex::new(State::Waiting(begin, Vec::new())) });
     let router = Router::from(server::service(holder.clone()));
-    let options = ServeOptions { idle: Some(idle), ..ServeOptions::default() };
+    let mut options = ServeOptions { idle: Some(process::SETTLED.min(idle)), ..ServeOptions::default() };
     loop {
         match serve(&bootstrap, &router, &options) {
+            Ok(End::Idle) if options.idle < Some(idle) => {
+                process::release_code();
+                options.idle = Some(idle);
+            }
             Ok(End::Idle) if !holder.may_leave() => {}
             Ok(End::Idle) => {
                 holder.finish();

@@ -145,9 +145,18 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let me = std::process::id() as i32;
         let target = Target::new(process::pidfd(me).unwrap()).unwrap();
-        let all = target.processes().unwrap();
-        let found = all.iter().find(|p| p.outer == child.id() as i32).unwrap();
-        assert_eq!((found.parent, found.command().as_str()), (me, "sleep 60"));
+        // The kernel sets its name a moment before its arguments.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        loop {
+            let all = target.processes().unwrap();
+            let found = all.iter().find(|p| p.outer == child.id() as i32).unwrap();
+            assert_eq!(found.parent, me);
+            if found.command() == "sleep 60" {
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "{}", found.command());
+            std::thread::yield_now();
+        }
         child.kill().unwrap();
         child.wait().unwrap();
     }

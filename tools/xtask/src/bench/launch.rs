@@ -49,6 +49,8 @@ pub(crate) fn memory(mut command: Command) -> Result<f64> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();
     BufReader::new(child.stdout.take().ok_or("no pipe")?).read_line(&mut line)?;
+    // Idle means: a second after it last had something to do.
+    std::thread::sleep(Duration::from_secs(1));
     let mut sum = 0;
     let mut found = Vec::new();
     for pid in family(child.id()) {
