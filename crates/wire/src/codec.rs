@@ -1,7 +1,7 @@
 //! Arguments to bytes and back: the one module that names bincode, and the text form beside it.
 //!
 //! What is decoded came from outside. bincode's limit bounds what a length prefix can make it allocate: it is set to
-//! the largest payload of the way by which this one came, so a small frame never costs a large allocation. Elements of
+//! a few times the largest payload of the way by which this one came, so a small frame never costs a large allocation. Elements of
 //! size zero cost nothing on the wire, so a sequence of them has no bound: interfaces must not declare one.
 
 use std::fs::File;
@@ -19,6 +19,9 @@ use crate::channel::Message;
 use crate::error::Refused;
 use crate::fd::{self, Fd};
 use crate::frame::{HEADER_LEN, INLINE_MAX, PAYLOAD_MAX};
+
+/// bincode's limit counts a number at its full width when it is read, also one that takes a single byte of the payload.
+const WIDEST: usize = 8;
 
 /// Little-endian, small numbers short, at most `N` bytes.
 type Config<const N: usize> = Configuration<LittleEndian, Varint, Limit<N>>;
@@ -165,9 +168,9 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], fds: Vec<OwnedFd>) -> Re
 pub(crate) fn decode_shared<T: DeserializeOwned>(bytes: &[u8], fds: Vec<Fd>) -> Result<T, String> {
     let (result, unused) = fd::handing_out(fds, || {
         if bytes.len() <= INLINE_MAX {
-            bincode::serde::borrow_decode_from_slice(bytes, config::<INLINE_MAX>())
+            bincode::serde::borrow_decode_from_slice(bytes, config::<{ INLINE_MAX * WIDEST }>())
         } else {
-            bincode::serde::borrow_decode_from_slice(bytes, config::<PAYLOAD_MAX>())
+            bincode::serde::borrow_decode_from_slice(bytes, config::<{ PAYLOAD_MAX * WIDEST }>())
         }
     });
     let (value, used) = result.map_err(|error: DecodeError| match error {
