@@ -79,7 +79,7 @@ fn nothing(_: &Path) -> Result {
 }
 
 const fn inside(work: fn(&Path) -> Result<f64>) -> Measure {
-    Measure::Inside { work, prepare: nothing, rounds: 3 }
+    Measure::Inside { work, prepare: nothing, rounds: 9 }
 }
 
 const fn on_files(work: fn(&Path) -> Result<f64>, prepare: fn(&Path) -> Result, rounds: usize) -> Measure {
@@ -134,15 +134,15 @@ pub(crate) const ROWS: &[Row] = &[
     pinned(local("redis-c50-pinned", "50 clients, one CPU", "/s", inside(workload::redis_50), 1.2)),
     pinned(local("redis-c1-pinned", "1 client, one CPU", "/s", inside(workload::redis_1), 1.2)),
     local("nginx", "nginx keep-alive, wrk", "/s", inside(workload::nginx_keep_alive), 1.15),
-    local("pgbench", "pgbench -S -c4", "/s", on_files(workload::pgbench, workload::database, 3), 1.1),
+    local("pgbench", "pgbench -S -c4", "/s", on_files(workload::pgbench, workload::database, 9), 1.1),
     local("iperf3", "iperf3", "Gbit/s", inside(workload::iperf3), 1.4),
     pinned(local("iperf3-pinned", "iperf3, one CPU", "Gbit/s", inside(workload::iperf3), 3.0)),
     local("nginx-close", "a connection per request, wrk", "/s", inside(workload::nginx_close), 0.3),
     pinned(local("nginx-close-pinned", "a connection per request, one CPU", "/s", inside(workload::nginx_close), 0.6)),
-    share("find", "find over 8,000 files, warm", on_files(workload::find, workload::tree, 9)),
-    share("tar", "tar of 8,000 files", on_files(workload::tar, workload::tree, 9)),
-    share("git-status", "git status, 8,000 files", on_files(workload::git_status, workload::repository, 9)),
-    share("c-build", "a C build, make -j2", on_files(workload::c_build, workload::c_project, 3)),
+    share("find", "find over 8,000 files, warm", on_files(workload::find, workload::tree, 41)),
+    share("tar", "tar of 8,000 files", on_files(workload::tar, workload::tree, 41)),
+    share("git-status", "git status, 8,000 files", on_files(workload::git_status, workload::repository, 41)),
+    share("c-build", "a C build, make -j2", on_files(workload::c_build, workload::c_project, 9)),
     alone("memory", "an idle environment after its first connection: PSS", "MiB", Measure::Memory, Bound::Below(3.0)),
     Row {
         name: "rate",
