@@ -17,7 +17,7 @@ use crate::scene::Running;
 /// How long a `hurdle` command of a test may take.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// The command, with a runtime directory and a temporary directory of its own, and a mark in the environment
+/// The command, with directories of its own for what runs, what is temporary and what is kept, and a mark in the environment
 /// variables of all that it starts. So what one test leaves behind is told from what others do meanwhile.
 #[derive(Debug)]
 pub struct Hurdle {
@@ -25,6 +25,7 @@ pub struct Hurdle {
     mark: String,
     runtime: TempDir,
     scratch: TempDir,
+    state: TempDir,
     logs: TempDir,
 }
 
@@ -43,8 +44,8 @@ impl Hurdle {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let mark = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = |prefix| tempfile::Builder::new().prefix(prefix).tempdir().expect("a temporary directory");
-        let [runtime, scratch, logs] = ["hurdle-runtime-", "hurdle-scratch-", "hurdle-logs-"].map(dir);
-        Self { binary: binary(), mark, runtime, scratch, logs }
+        let [runtime, scratch, state] = ["hurdle-runtime-", "hurdle-scratch-", "hurdle-state-"].map(dir);
+        Self { binary: binary(), mark, runtime, scratch, state, logs: dir("hurdle-logs-") }
     }
 
     /// A name for an environment: `base` and the mark, since names are unique among all environments of a user.
@@ -73,6 +74,11 @@ impl Hurdle {
         self.runtime.path()
     }
 
+    /// The directory that `XDG_STATE_HOME` names: layers are kept there.
+    pub fn state_dir(&self) -> &Path {
+        self.state.path()
+    }
+
     /// The mark that all processes of this test carry in their environment variables.
     pub fn mark(&self) -> &str {
         &self.mark
@@ -82,6 +88,7 @@ impl Hurdle {
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.binary);
         command.env(leaks::MARK, &self.mark).env("XDG_RUNTIME_DIR", self.runtime.path());
+        command.env("XDG_STATE_HOME", self.state.path());
         command.env("TMPDIR", self.scratch.path()).env("PATH", crate::skip::PATH).env("LC_ALL", "C.UTF-8");
         command
     }
@@ -140,7 +147,7 @@ impl Hurdle {
     /// Panics with what is left after the deadline.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
-        leaks::assert_none(&self.mark, &[self.runtime.path(), self.scratch.path()]);
+        leaks::assert_none(&self.mark, &[self.runtime.path(), self.scratch.path(), self.state.path()]);
     }
 }
 

@@ -11,6 +11,8 @@
 //! | [`scene`] | what a body works with: a directory, ports, programs that end with it |
 //! | [`command`] | the `hurdle` command under test, as a user would call it |
 //! | [`finish`] | running a program to its end within a deadline |
+//! | [`cow`], [`snapshot`] | copy-on-write environments; proving that the host is untouched |
+//! | [`differences`] | results of suites that rightly differ inside |
 //! | [`leaks`] | what an environment left behind |
 //! | [`pty`] | a terminal to type on |
 //! | [`poll`], [`skip`] | waiting for a condition; saying what was not tested |
@@ -24,20 +26,25 @@
 #![warn(missing_docs)]
 
 pub mod command;
+pub mod cow;
+pub mod differences;
 pub mod finish;
 pub mod leaks;
 pub mod poll;
 pub mod pty;
 pub mod scene;
 pub mod skip;
+pub mod snapshot;
 pub mod source;
 pub mod world;
 
 pub use command::Hurdle;
+pub use cow::Cow;
 pub use finish::{Finished, finish};
 pub use poll::{for_up_to, until};
 pub use scene::{Running, Scene};
 pub use skip::skip;
+pub use snapshot::Snapshot;
 pub use world::World;
 
 /// Declares the tests of a body, one for each world named.

@@ -91,10 +91,15 @@ fn a_server_that_is_none_does_not_take_a_right() {
     hurdle.detach(&name, &[], &["sleep", "1000"]);
     hurdle.call(&["ps", &name]).success();
     let bad = hurdle.logs().join("bad.sh");
-    std::fs::write(&bad, "#!/bin/sh\necho no server at all >&2\nexit 3\n").expect("own file");
-    std::fs::set_permissions(&bad, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("own file");
-    let done = hurdle.call(&["swap", &name, &format!("proc={}", bad.display())]).exits(125);
-    assert!(done.stderr.contains("goes on") && done.stderr.contains("no server at all"), "{done}");
+    // One that ends, and one that never says a word.
+    for last in ["exit 3", "exec sleep 1000"] {
+        std::fs::write(&bad, format!("#!/bin/sh\necho no server at all >&2\n{last}\n")).expect("own file");
+        std::fs::set_permissions(&bad, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("own file");
+        let before = std::time::Instant::now();
+        let done = hurdle.call(&["swap", &name, &format!("proc={}", bad.display())]).exits(125);
+        assert!(done.stderr.contains("goes on") && done.stderr.contains("no server at all"), "{done}");
+        assert!(before.elapsed() < Duration::from_secs(15), "{last}: {:?}", before.elapsed());
+    }
     hurdle.call(&["ps", &name]).success();
     let proc = hurdle.info(&name)["rights"][3].take();
     assert_eq!((&proc["interface"], &proc["deaths"], &proc["swaps"]), (&"proc".into(), &0.into(), &0.into()), "{proc}");
@@ -142,6 +147,35 @@ fn links_in_a_foreign_tree_lead_nowhere_outside() {
     let spec = format!("root:{}", root.display());
     finish(&mut hurdle.run(&["--fs", &spec], "/bin/true"), LIMIT).exits(125).says("leads out of it");
     assert_eq!(std::fs::read_dir(&outside).expect("own directory").count(), 0);
+    hurdle.assert_nothing_left();
+}
+
+/// What a program types on a terminal that it shares, the user's shell would read and do.
+#[test]
+fn nobody_inside_types_on_the_terminal() {
+    let hurdle = Hurdle::new();
+    let text = "import errno, fcntl, os, termios\n\
+                def typed(on):\n\
+                \x20   try: fcntl.ioctl(on, termios.TIOCSTI, b'x'); return 'typed'\n\
+                \x20   except OSError as error: return errno.errorcode[error.errno]\n\
+                print('<', typed(0), typed(os.open('/dev/tty', os.O_RDWR)), fcntl.ioctl(0, termios.FIONREAD, b'    '), '>')";
+    for options in [&[][..], &["--net", "local"], &["--auth", "root", "--net", "none"]] {
+        // In the shell's foreground, and in the background of its session.
+        for job in ["", "sh -c 'exec \"$@\" < /dev/tty' sh"] {
+            let run = hurdle.run(options, "python3");
+            let mut shell = Command::new("/bin/sh");
+            shell.args(["-c", &format!("{job} \"$@\""), "sh"]).arg(run.get_program()).args(run.get_args());
+            for (name, value) in run.get_envs() {
+                shell.env(name, value.unwrap_or_default());
+            }
+            let mut terminal = Terminal::start(shell.args(["-c", text]));
+            let said = terminal.expect(" >");
+            // EIO: the kernel lets nobody do so.
+            let refused = ["EPERM", "EIO"].map(|errno| format!("< {errno} {errno} b'\\x00\\x00\\x00\\x00' >"));
+            assert!(refused.iter().any(|refused| said.contains(refused)), "{options:?} {job:?}: {said}");
+            assert!(terminal.join().success());
+        }
+    }
     hurdle.assert_nothing_left();
 }
 

@@ -119,8 +119,13 @@ fn a_signal_goes_to_the_first_program() {
     until("the trap is set", || said.with_extension("ready").exists().then_some(()));
     hurdle.call(&["kill", "--signal", "USR1", &env.1]).success();
     until("the program hears it", || std::fs::read_to_string(&said).is_ok_and(|text| text == "heard\n").then_some(()));
+    // As kill(1) takes it.
+    std::fs::remove_file(&said).expect("own file");
+    hurdle.call(&["kill", "-USR1", &env.1]).success();
+    until("the program hears it again", || said.exists().then_some(()));
+    hurdle.call(&["kill", "-99", &env.1]).exits(125).says("no such signal");
     let waiting = waiting(&hurdle, &env.1);
-    hurdle.call(&["kill", "-s", "KILL", &env.1]).success();
+    hurdle.call(&["kill", "-9", &env.1]).success();
     assert_eq!(waiting.join().code(), Some(137));
     hurdle.assert_nothing_left();
 }
@@ -280,18 +285,47 @@ fn demo_takes_less_than_ten_seconds() {
     hurdle.assert_nothing_left();
 }
 
+/// What bash offers at the end of `line`.
+fn completed(hurdle: &Hurdle, line: &str) -> Vec<String> {
+    let script = hurdle.logs().join("completion");
+    std::fs::write(&script, hurdle.call(&["completions", "bash"]).success().stdout).expect("own file");
+    let programs = hurdle.logs().join("bin");
+    if std::fs::create_dir(&programs).is_ok() {
+        std::os::unix::fs::symlink(hurdle.binary(), programs.join("hurdle")).expect("own directory");
+    }
+    let ask = "source \"$0\"; COMP_LINE=$1 COMP_POINT=${#1} COMP_TYPE=9; _hurdle; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let mut bash = Command::new("/bin/bash");
+    bash.args(["-c", ask]).arg(&script).arg(line).env("PATH", format!("{}:/usr/bin:/bin", programs.display()));
+    finish(&mut bash, LIMIT).success().stdout.lines().map(str::to_owned).collect()
+}
+
 #[test]
 fn completions_complete() {
     let hurdle = Hurdle::new();
     for shell in ["bash", "zsh", "fish"] {
         let script = hurdle.call(&["completions", shell]).success().stdout;
-        assert!(script.contains("swappable"), "{shell}: {script}");
+        assert!(script.contains("hurdle -- "), "{shell}: {script}");
     }
-    let script = hurdle.logs().join("completion");
-    std::fs::write(&script, hurdle.call(&["completions", "bash"]).success().stdout).expect("own file");
-    let ask = "source \"$0\"; COMP_WORDS=(hurdle r); COMP_CWORD=1; _hurdle hurdle r hurdle; echo \"${COMPREPLY[@]}\"";
-    let done = finish(Command::new("/bin/bash").args(["-c", ask]).arg(&script), LIMIT).success();
-    assert!(done.stdout.split_whitespace().any(|word| word == "run"), "{done}");
+    let env = detached(&hurdle, "paddock", &[], &["sleep", "1000"]);
+    let begin = &env.1[..env.1.len() - 1];
+    for (line, offered) in [
+        ("hurdle ru".to_owned(), "run"),
+        ("hurdle run --swap".to_owned(), "--swappable"),
+        ("hurdle run --net l".to_owned(), "local"),
+        // bash itself breaks words at `=`.
+        ("hurdle run --net=n".to_owned(), "none"),
+        ("hurdle run --fs ro".to_owned(), "root:"),
+        (format!("hurdle kill -9 {begin}"), &env.1),
+        (format!("hurdle swap {begin}"), &env.1),
+        (format!("hurdle swap {} net=n", env.1), "none"),
+    ] {
+        let found = completed(&hurdle, &line);
+        assert!(found.iter().any(|word| word == offered), "{line}: {found:?}");
+    }
+    // Whoever's line it is, it is not run.
+    assert_eq!(completed(&hurdle, "hurdle kill no-such-name"), [""]);
+    drop(env);
+    hurdle.assert_nothing_left();
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hurdle_tests::{Hurdle, finish};
+use hurdle_tests::{Hurdle, finish, skip};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -44,6 +44,40 @@ fn a_second_that_traps_is_refused_with_a_way_on() {
         assert_eq!(done.stderr.lines().count(), 1, "one error: {done}");
         // As it says.
         nested(&hurdle, outer, &["--net", "none"], "true").success();
+    }
+    hurdle.assert_nothing_left();
+}
+
+/// A listener outside of the cut, and a client in it: what the client's connect says.
+const CUT: &str = r#"
+import errno, socket, subprocess, sys
+listener = socket.create_server(("127.0.0.1", 0))
+client = "import socket, sys; print(socket.socket().connect_ex(('127.0.0.1', int(sys.argv[1]))))"
+command = sys.argv[1:] + [sys.executable, "-c", client, str(listener.getsockname()[1])]
+code = int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+print(errno.errorcode[code] if code else "connected")
+"#;
+
+#[test]
+fn a_network_made_inside_is_cut_off() {
+    if let Some(missing) = skip::missing(&["python3", "unshare", "bwrap"]) {
+        return skip::skip("a_network_made_inside_is_cut_off", &format!("{missing} is not installed"));
+    }
+    let hurdle = Hurdle::new();
+    let own = hurdle.binary().to_str().expect("a plain path");
+    let cuts: &[(&[&str], &[&str])] = &[
+        (&[], &["connected"]),
+        (&["unshare", "--map-root-user", "--net"], &["ENETUNREACH"]),
+        // It brings its loopback up, as this does.
+        (&["bwrap", "--unshare-net", "--dev-bind", "/", "/"], &["ECONNREFUSED"]),
+        (&[own, "run", "--net", "none", "--"], &["ECONNREFUSED"]),
+        (&[own, "run", "--"], &["connected"]),
+    ];
+    for options in [&["--net", "none"][..], &["--net", "local"], &["--swappable"]] {
+        for (cut, said) in cuts {
+            let done = finish(hurdle.run(options, "python3").args(["-c", CUT]).args(*cut), LIMIT).success();
+            assert_eq!(done.stdout.lines().collect::<Vec<_>>(), *said, "{options:?} {cut:?}: {done}");
+        }
     }
     hurdle.assert_nothing_left();
 }

@@ -2,7 +2,7 @@
 //! shells use them, and nothing hangs or stops the core.
 
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
@@ -59,6 +59,53 @@ fn wrong_usage_is_hurdles_own_error() {
 }
 
 #[test]
+fn a_slip_of_the_key_gets_a_hint() {
+    let hurdle = Hurdle::new();
+    refused(&hurdle, &["runn", "true"], "similar subcommand exists: 'run'");
+    refused(&hurdle, &["run", "--net", "loca", "--", "true"], "did you mean `local`?");
+    refused(&hurdle, &["run", "--name", "host", "--", "true"], "can't be a name");
+    let name = hurdle.name("orchard");
+    hurdle.detach(&name, &[], &["sleep", "1000"]);
+    let near = name.replace("orchard", "orchrad");
+    hurdle.call(&["ps", &near]).exits(125).says(&format!("did you mean {name}?"));
+    hurdle.call(&["kill", &name]).success();
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn what_cannot_be_written_is_an_error_and_a_reader_that_left_is_none() {
+    let hurdle = Hurdle::new();
+    let name = hurdle.name("silo");
+    hurdle.detach(&name, &[], &["sleep", "1000"]);
+    let commands: [&[&str]; 9] = [
+        &["ls"],
+        &["--json", "ls"],
+        &["ls", &name],
+        &["ps", &name],
+        &["rpc", &name],
+        &["rpc", &name, "proc"],
+        &["completions", "bash"],
+        &["--help"],
+        &["--version"],
+    ];
+    for command in commands {
+        let to = |redirection: &str| {
+            let mut shell = Command::new("/bin/bash");
+            let all = hurdle.command();
+            shell.args(["-c", &format!("set -o pipefail; \"$@\" {redirection}"), "bash"]).arg(all.get_program());
+            shell.args(command).envs(all.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            finish(&mut shell, LIMIT)
+        };
+        assert_clear(&to("> /dev/full").exits(125).says("no space left on device"));
+        assert_clear(&to("| true").success());
+        // Nobody hears why, but the code says that.
+        to("> /dev/full 2>&1").exits(125);
+    }
+    hurdle.call(&["kill", &name]).success();
+    hurdle.assert_nothing_left();
+}
+
+#[test]
 fn a_program_that_does_not_run_gets_the_codes_of_a_shell() {
     let hurdle = Hurdle::new();
     let file = hurdle.logs().join("plain");
@@ -77,8 +124,19 @@ fn a_program_that_does_not_run_gets_the_codes_of_a_shell() {
         ] {
             let done = finish(&mut hurdle.run(options, program), LIMIT).exits(code).says(program);
             assert_clear(&done);
+            if program == "/etc" {
+                done.says("is a directory");
+            }
         }
     }
+    // One in the search path is passed over, and named if nothing else is there.
+    std::fs::create_dir_all(hurdle.logs().join("first/tool")).expect("own directory");
+    std::fs::create_dir(hurdle.logs().join("second")).expect("own directory");
+    symlink("/bin/true", hurdle.logs().join("second/tool")).expect("own directory");
+    let at = |name: &str| hurdle.logs().join(name).to_str().expect("a plain path").to_owned();
+    let (first, second) = (at("first"), at("second"));
+    finish(hurdle.run(&[], "tool").env("PATH", format!("{first}:{second}")), LIMIT).success();
+    finish(hurdle.run(&[], "tool").env("PATH", &first), LIMIT).exits(126).says("is a directory");
     hurdle.assert_nothing_left();
 }
 

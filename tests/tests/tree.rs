@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hurdle_tests::pty::Terminal;
 use hurdle_tests::{Finished, Hurdle, finish, skip};
 use nix::sys::stat::{major, minor};
 use tempfile::TempDir;
@@ -38,7 +39,7 @@ fn tree(test: &str) -> Option<TempDir> {
         std::fs::copy(from, &to).expect("own file");
         set_permissions(&to, Permissions::from_mode(0o755)).expect("own file");
     }
-    for name in ["sh", "ls", "cat", "id", "sleep", "true"] {
+    for name in ["sh", "ls", "cat", "id", "sleep", "true", "tty"] {
         symlink("busybox", tree.path().join("bin").join(name)).expect("own directory");
     }
     std::fs::write(tree.path().join("etc/flock"), "sheep\n").expect("own file");
@@ -101,7 +102,7 @@ fn look_around(hidden: &Path) {
     // /proc is the environment's own.
     assert_eq!(read_link("/proc/self").expect("/proc").to_string_lossy(), std::process::id().to_string());
     assert!(text("/proc/1/stat").starts_with("1 ") && text("/proc/self/maps").contains("/bin/look"));
-    assert!(Path::new("/sys/class").is_dir() && Path::new("/sys/devices").is_dir());
+    assert!(Path::new("/sys/class/net/lo").is_dir() && Path::new("/sys/devices").is_dir());
 
     // Devices: their numbers are those of Documentation/admin-guide/devices.txt.
     let devices = [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
@@ -181,6 +182,23 @@ fn a_program_that_only_the_host_has_is_not_found() {
     }
     // The working directory is not there either: the program starts in one that is.
     assert_eq!(sh(&hurdle, &["--fs", &fs], "cat /etc/flock").success().stdout, "sheep\n");
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn a_program_at_a_terminal_knows_its_name() {
+    let Some(tree) = tree("a_program_at_a_terminal_knows_its_name") else { return };
+    let hurdle = Hurdle::new();
+    let text = "tty && echo '<'wool'>' > \"$(tty)\"; exec cat";
+    let mut run = hurdle.run(&["--fs", &root(tree.path())], "/bin/sh");
+    let mut terminal = Terminal::start(run.args(["-c", text]));
+    terminal.expect("/dev/console");
+    terminal.expect("<wool>");
+    // Where no terminal is, none is shown.
+    let done = sh(&hurdle, &["--fs", &root(tree.path())], "ls /dev; tty").exits(1);
+    assert!(done.stdout.contains("not a tty") && !done.stdout.contains("console"), "{done}");
+    terminal.keys("\x04");
+    assert!(terminal.join().success());
     hurdle.assert_nothing_left();
 }
 

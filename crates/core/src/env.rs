@@ -1,5 +1,8 @@
 //! The loop of a core: one thread owns the environment and hears everything that happens to it.
 
+mod stand;
+mod swap;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
@@ -13,7 +16,6 @@ use hurdle_proto::init::init;
 use hurdle_proto::server::{Peer, Stored};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Event, Group, Signals, State, Status, Until};
-use hurdle_sys::seccomp::Ledger;
 use hurdle_sys::{seqpacket, tty};
 use hurdle_wire::{CallError, Channel, Fd, Refused};
 use tokio::sync::oneshot;
@@ -30,8 +32,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LAST_QUESTIONS: Duration = Duration::from_millis(50);
 /// How long a caller who does not read his answer holds up the end.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// Signals that `hurdle run` hands on to its program.
-const FORWARDED: &[i32] = &[os::SIGTERM, os::SIGHUP, os::SIGINT, os::SIGQUIT, os::SIGUSR1, os::SIGUSR2];
+/// Signals that `hurdle run` and `hurdle enter` hand on to their program.
+pub const FORWARDED: &[i32] = &[os::SIGTERM, os::SIGHUP, os::SIGINT, os::SIGQUIT, os::SIGUSR1, os::SIGUSR2];
 
 type Answer<T> = oneshot::Sender<T>;
 /// A swap whose successor has yet to borrow: whom to tell, what, and since when traffic waits.
@@ -103,6 +105,8 @@ impl Mailbox {
 /// What an fd in the poll set stands for.
 #[derive(Clone, Copy)]
 enum Source {
+    /// Init says how far it is.
+    Word,
     Signal,
     Status,
     Mail,
@@ -144,6 +148,8 @@ pub(crate) struct Env {
     ending: bool,
     /// Swaps answered once the successor has borrowed: by its number.
     swaps: HashMap<u64, Unanswered>,
+    /// It ended while it was still being set up: as [`Env::turn`] says it.
+    over: Option<Option<Status>>,
 }
 
 impl Env {
@@ -157,6 +163,9 @@ impl Env {
         if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
             return Err(Error::BadName(name));
         }
+        if name == "host" {
+            return Err(Error::HostName);
+        }
         let listener = control::listen(&name).map_err(|e| match e.kind() {
             io::ErrorKind::AddrInUse => Error::NameTaken(name.clone()),
             _ => Error::System("the control socket can't be made", e),
@@ -167,27 +176,23 @@ impl Env {
         let signals = Signals::block(&[FORWARDED, job].concat()).map_err(system("signals can't be taken over"))?;
         process::hear_of_children();
         let mut launched = launch::launch(&setup.plan, setup.start, signals.before())?;
-
-        let mut attachments = Vec::new();
-        if let Some(trap) = launched.trap.take() {
-            let ledger = Ledger::create().map_err(system("no memory for trapped calls"))?;
-            attachments.push(("trap".to_string(), trap));
-            attachments.push(("ledger".to_string(), ledger));
-        }
         let copy = |fd: &OwnedFd| fd.try_clone().map_err(system("out of fds"));
         let mut rights = Vec::new();
         for (interface, spec) in setup.rights {
-            let lent = match interface.as_str() {
-                "net" => std::mem::take(&mut attachments),
-                _ => vec![("pidfd".to_string(), copy(&launched.init.pidfd)?)],
-            };
+            let mut lent = Vec::new();
+            if interface != "net" {
+                lent.push(("pidfd".to_string(), copy(&launched.init.pidfd)?));
+            }
+            if interface == "fs" {
+                lent.extend(launched.layer.take().map(|layer| ("layer".to_string(), layer)));
+            }
             rights.push(Right::new(&interface, spec, lent));
         }
         let init = Arc::new(init::Client::from(Channel::from(copy(&launched.control)?)));
         let status = File::from(copy(&launched.status)?);
         let (sender, mail) = channel();
         let bell = Arc::new(Event::new().map_err(system("no eventfd"))?);
-        Ok(Env {
+        let mut env = Env {
             name,
             command,
             started: Instant::now(),
@@ -208,7 +213,13 @@ impl Env {
             settled: false,
             ending: false,
             swaps: HashMap::new(),
-        })
+            over: None,
+        };
+        env.stand().inspect_err(|_| {
+            // What stands half is of no use to anybody.
+            let _ = process::signal(&env.launched.init.pidfd, os::SIGKILL);
+        })?;
+        Ok(env)
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -217,6 +228,9 @@ impl Env {
 
     pub(crate) fn serve(mut self) -> Result<Status, Error> {
         let status = loop {
+            if let Some(status) = self.over.take() {
+                break Ok(status);
+            }
             match self.turn() {
                 Ok(None) => {}
                 Ok(Some(status)) => break Ok(status),
@@ -243,10 +257,10 @@ impl Env {
         let happened: Vec<Source> = sources.into_iter().zip(ready).filter(|(_, r)| *r).map(|(s, _)| s).collect();
         for source in happened {
             match source {
+                Source::Word => self.word()?,
                 Source::Signal => self.forward_signals(),
                 Source::Status => {
-                    let next =
-                        launch::next_status(&mut self.status).map_err(|e| Error::System("the status pipe", e))?;
+                    let next = Status::read(&mut self.status).map_err(|e| Error::System("the status pipe", e))?;
                     match next.map(Status::state) {
                         None => return Ok(Some(None)),
                         Some(State::Exited(_) | State::Killed(_)) => return Ok(Some(next)),
@@ -267,7 +281,7 @@ impl Env {
                 Source::HungUp(n, m) => {
                     // Indices shift: one at a time, the rest at the next turn.
                     let clients = &mut self.rights[n].clients;
-                    if clients.get(m).is_some_and(|c| seqpacket::hung_up(c.channel.as_fd())) {
+                    if clients.get(m).is_some_and(|c| c.channel.hung_up()) {
                         clients.swap_remove(m);
                     }
                 }
@@ -278,7 +292,7 @@ impl Env {
             if matches!(self.rights[n].holder, Holder::BackOff(until) if until <= now) {
                 self.rights[n].left();
                 // Traps that the dead server had received wait for an answer: somebody must come at once.
-                if self.rights[n].trap().is_some() || !self.rights[n].clients.is_empty() {
+                if self.rights[n].awaited() {
                     self.lend(n);
                 }
             }
@@ -287,12 +301,19 @@ impl Env {
     }
 
     fn watched(&self) -> (Vec<Source>, Vec<(BorrowedFd<'_>, Until)>) {
-        let mut sources = vec![Source::Signal, Source::Status, Source::Mail];
-        let mut fds = vec![
+        let mut sources = Vec::new();
+        let mut fds = Vec::new();
+        if !self.launched.words.is_empty() {
+            // Before its status: what it says explains an end.
+            sources.push(Source::Word);
+            fds.push((self.launched.control.as_fd(), Until::Readable));
+        }
+        sources.extend([Source::Signal, Source::Status, Source::Mail]);
+        fds.extend([
             (self.signals.as_fd(), Until::Readable),
             (self.status.as_fd(), Until::Readable),
             (self.mailbox.bell.as_fd(), Until::Readable),
-        ];
+        ]);
         let mut watch = |source, fd, until| {
             sources.push(source);
             fds.push((fd, until));
@@ -309,9 +330,9 @@ impl Env {
                 watch(Source::Ended(n), borrower.pidfd.as_fd(), Until::Readable);
             }
             if right.waits()
-                && let Some(trap) = right.trap()
+                && let Some(bell) = right.bell()
             {
-                watch(Source::Activate(n), trap.as_fd(), Until::Readable);
+                watch(Source::Activate(n), bell.as_fd(), Until::Readable);
             }
             for (m, client) in right.clients.iter().enumerate() {
                 watch(Source::HungUp(n, m), client.channel.as_fd(), Until::Ended);
@@ -384,11 +405,11 @@ impl Env {
         self.rights[n].died(why);
         if let Holder::Failed { reason, .. } = &self.rights[n].holder {
             let interface = &self.rights[n].interface;
-            eprintln!(
-                "hurdle: the {interface} server of {} failed: {reason}; `hurdle ls {0}` shows its last words, `hurdle swap {0} \
+            os::complain(format_args!(
+                "the {interface} server of {} failed: {reason}; `hurdle ls {0}` shows its last words, `hurdle swap {0} \
                  {interface}=…` replaces it",
                 self.name
-            );
+            ));
         }
     }
 
@@ -483,69 +504,6 @@ impl Env {
                     self.lost(n, e.to_string());
                 }
             }
-        }
-    }
-
-    /// Starts the successor; once it is up, asks the holder to return the right.
-    fn swap(&mut self, interface: &str, to: Spec, answer: Answer<Result<Swapped, Refused>>) {
-        let checked = self.find(interface).and_then(|n| {
-            let right = &self.rights[n];
-            if right.swap.is_some() {
-                return Err(Refused::new(os::EBUSY, "another swap is under way; try again"));
-            }
-            let invalid = |why| Refused::new(os::EINVAL, why);
-            self.policy.may_swap(interface, &right.spec, &to, right.trap().is_some()).map_err(invalid)?;
-            if !matches!(right.holder, Holder::Lent(_)) {
-                return Ok((n, None));
-            }
-            self.new_borrower(n, &to).map(|successor| (n, Some(successor))).map_err(invalid)
-        });
-        match checked {
-            Err(refused) => _ = answer.send(Err(refused)),
-            Ok((n, None)) => _ = answer.send(Ok(self.rights[n].replace(to))),
-            Ok((n, Some(successor))) => {
-                let Holder::Lent(holder) = &self.rights[n].holder else { return };
-                let (id, up, old, mailbox) =
-                    (successor.id, successor.boot.clone(), holder.boot.clone(), self.mailbox.clone());
-                self.rights[n].begin_swap(to, successor, answer);
-                let wanted = std::thread::Builder::new().spawn(move || {
-                    if let Err(e @ (CallError::Dead | CallError::Timeout)) = hurdle_wire::describe(up.connection()) {
-                        return mailbox.post(Ask::Stillborn { successor: id, why: e.to_string() });
-                    }
-                    // Whether it answers or not, the predecessor must return the right before it is lent again.
-                    let _ = old.give_back().deadline(PATIENCE).wait();
-                    mailbox.post(Ask::Returned { successor: id });
-                });
-                if let Err(e) = wanted {
-                    self.stillborn(id, &format!("no thread: {e}"));
-                }
-            }
-        }
-    }
-
-    fn right_of(&self, successor: u64) -> Option<usize> {
-        self.rights.iter().position(|right| right.swap.as_ref().is_some_and(|swap| swap.id == successor))
-    }
-
-    fn returned(&mut self, successor: u64) {
-        let Some(n) = self.right_of(successor) else { return };
-        if let Some((old, swap, swapped)) = self.rights[n].pass_on() {
-            self.swaps.insert(successor, (swap.answer, swapped, swap.paused));
-            drop(old);
-        }
-        self.hand_over(n);
-    }
-
-    fn stillborn(&mut self, successor: u64, why: &str) {
-        let Some(n) = self.right_of(successor) else { return };
-        if let Some((said, answer)) = self.rights[n].call_off() {
-            let said = if said.is_empty() { said } else { format!("; it said: {said}") };
-            let why = format!("the new server did not come up ({why}){said}; the former one goes on");
-            let _ = answer.send(Err(Refused::new(os::EIO, why)));
-        }
-        // The holder may have died meanwhile.
-        if self.rights[n].trap().is_some() || !self.rights[n].clients.is_empty() {
-            self.lend(n);
         }
     }
 

@@ -12,18 +12,22 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use hurdle_proto::init::{self, Group, Program};
-use hurdle_proto::plan::{MapWriter, MountStep, Plan};
+use hurdle_proto::plan::{MapWriter, Plan};
 use hurdle_sys::ns::{self, Ids};
 use hurdle_sys::process::{self, Launch, Signals, State, Status, Until};
 use hurdle_sys::seccomp::{Filter, ListenerFlags};
-use hurdle_sys::{mount, seqpacket, tty};
+use hurdle_sys::target::Network;
+use hurdle_sys::{seqpacket, tty};
 use hurdle_wire::{Channel, Context, Fd, Refused, ServeOptions};
 
+use crate::files::{self, Prepared};
 use crate::os;
 
 /// What the core says before the new namespace has its maps; the core then writes them and answers.
 pub(crate) const GO: &[u8] = b"g";
-/// What init says once the environment stands; the fd of the trapped calls comes along, if there are any.
+/// What init says before its files stand, if the fs server must show them; what that server needs comes along.
+pub(crate) const ATTACH: u8 = b'a';
+/// What init says once the environment stands, if calls are trapped: their listener comes along, and the network namespace.
 pub(crate) const READY: u8 = b'r';
 /// What init says once its first program's exec has succeeded.
 pub(crate) const STARTED: u8 = b's';
@@ -39,6 +43,8 @@ pub(crate) const FIRST_GROUP: i32 = -2;
 pub(crate) struct Inside<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) filter: Option<Filter>,
+    /// Of its files.
+    pub(crate) prepared: Prepared,
     /// First the few words above, then the channel of the `init` interface.
     pub(crate) control: OwnedFd,
     pub(crate) program: Launch,
@@ -50,35 +56,37 @@ pub(crate) struct Inside<'a> {
 }
 
 /// Runs as pid 1 until the first program ends. Returns the exit code of init itself.
-pub(crate) fn run(inside: Inside<'_>) -> i32 {
+pub(crate) fn run(mut inside: Inside<'_>) -> i32 {
     // What else the core has open is not for this place; its control socket, above all.
     let mut keep = inside.program.fds();
     keep.extend([inside.control.as_raw_fd(), inside.status.as_raw_fd()]);
+    keep.extend(inside.prepared.fds().map(OwnedFd::as_raw_fd));
     process::close_all_but(&mut keep);
     match set_up(&inside) {
-        Ok(trap) => {
-            // Said even where nobody is trapped: it is the proof that the set-up is over.
-            if trap.is_some() && say(&inside.control, &[READY], trap.as_ref()).is_err() {
+        Ok(lent) => {
+            if !lent.is_empty() && say(&inside.control, &[READY], &lent).is_err() {
                 return 1;
             }
         }
         Err(why) => {
             let mut text = vec![FAILED];
             text.extend_from_slice(why.as_bytes());
-            let _ = say(&inside.control, &text, None);
+            let _ = say(&inside.control, &text, &[]);
             return 1;
         }
     }
+    inside.prepared = Prepared::default();
     live(inside)
 }
 
-fn say(control: &OwnedFd, bytes: &[u8], fd: Option<&OwnedFd>) -> io::Result<()> {
-    let fds: Vec<_> = fd.iter().map(|fd| fd.as_fd()).collect();
+fn say(control: &OwnedFd, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
+    let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
     seqpacket::send(control.as_fd(), bytes, &fds, true)
 }
 
-/// Makes the environment stand, in the order that the kernel wants: ids, network, files, filter.
-fn set_up(inside: &Inside<'_>) -> Result<Option<OwnedFd>, String> {
+/// Makes the environment stand, in the order that the kernel wants: ids, network, files, filter. Returns what goes out with
+/// [`READY`].
+fn set_up(inside: &Inside<'_>) -> Result<Vec<OwnedFd>, String> {
     let plan = inside.plan;
     let at = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
     if plan.ids.writer == MapWriter::Itself {
@@ -94,7 +102,7 @@ fn set_up(inside: &Inside<'_>) -> Result<Option<OwnedFd>, String> {
     }
     // Only now: a change of credentials clears it.
     ns::die_with_parent().map_err(at("PR_SET_PDEATHSIG"))?;
-    if seqpacket::hung_up(inside.control.as_fd()) {
+    if process::ended(inside.control.as_fd()) {
         // It died before it could be heard of.
         return Err("the core is gone".into());
     }
@@ -104,74 +112,30 @@ fn set_up(inside: &Inside<'_>) -> Result<Option<OwnedFd>, String> {
     if let Some(name) = &plan.host_name {
         ns::set_hostname(name).map_err(at("the host name was refused"))?;
     }
-    files(plan)?;
+    let attach = |fds: &[OwnedFd]| say(&inside.control, &[ATTACH], fds);
+    files::set_up(plan, &inside.prepared, &attach)?;
     if !plan.setuid {
         ns::no_new_privileges().map_err(at("PR_SET_NO_NEW_PRIVS"))?;
     }
-    match &inside.filter {
-        None => Ok(None),
-        Some(filter) => filter.install(ListenerFlags::default()).map(Some).map_err(|e| {
-            let hint = match e.raw_os_error() {
-                // A filter chain has room for one listener.
-                Some(os::EBUSY) => {
-                    "this is inside an environment whose calls are trapped already, which is not possible yet: choose \
-                     --net share or --net none here"
-                }
-                _ => "`hurdle doctor` tells what is missing",
-            };
-            format!("system calls can't be trapped (seccomp user notification): {e}; {hint}")
-        }),
+    if plan.guard_terminal {
+        let guard = Filter::without_typing().and_then(|filter| filter.install_alone());
+        guard.map_err(at("programs can't be kept from typing on the terminal (seccomp)"))?;
     }
-}
-
-fn files(plan: &Plan) -> Result<(), String> {
-    let tree = match plan.root.as_deref() {
-        None => None,
-        Some(root) => {
-            let held = mount::bind(root, root).and_then(|()| mount::Tree::open(root));
-            Some((root, held.map_err(|e| format!("{} can't be made a root: {e}", root.display()))?))
-        }
-    };
-    for step in &plan.mounts {
-        take(step, tree.as_ref().map(|(_, tree)| tree)).map_err(|(what, e)| {
-            let hint = if what.starts_with("proc") && e.raw_os_error() == Some(os::EPERM) {
-                "; part of the host's own /proc is hidden (a container?): `hurdle doctor` tells more"
-            } else if tree.is_some() && e.kind() == io::ErrorKind::NotFound {
-                "; a link in that tree leads out of it, or nowhere"
-            } else {
-                ""
-            };
-            format!("{what}: {e}{hint}")
-        })?;
-    }
-    match tree {
-        None => Ok(()),
-        Some((root, _)) => mount::pivot(root).map_err(|e| format!("{} can't become /: {e}", root.display())),
-    }
-}
-
-/// In another system's tree nothing is followed out of it: whoever wrote it may not be trusted.
-fn take(step: &MountStep, tree: Option<&mount::Tree>) -> Result<(), (String, io::Error)> {
-    match step {
-        MountStep::Instance { kind, target, options } => match tree {
-            None => mount::instance(kind, target, options),
-            Some(tree) => tree.directory(target).and_then(|place| mount::instance(kind, &place.path(), options)),
-        }
-        .map_err(|e| (format!("{kind} can't be mounted on {}", target.display()), e)),
-        MountStep::Bind { source, target } => match tree {
-            None => mount::bind(source, target),
-            Some(tree) => {
-                let place = if source.is_dir() { tree.directory(target) } else { tree.file(target) };
-                place.and_then(|place| mount::bind(source, &place.path()))
+    let Some(filter) = &inside.filter else { return Ok(Vec::new()) };
+    // From here, where it can't be gone yet.
+    let network = Network::of(std::process::id()).map_err(at("its network namespace can't be seen"))?;
+    let trap = filter.install(ListenerFlags::default()).map_err(|e| {
+        let hint = match e.raw_os_error() {
+            // A filter chain has room for one listener.
+            Some(os::EBUSY) => {
+                "this is inside an environment whose calls are trapped already, which is not possible yet: choose \
+                 --net share or --net none here"
             }
-        }
-        .map_err(|e| (format!("{} can't be shown at {}", source.display(), target.display()), e)),
-        MountStep::Symlink { text, target } => match tree {
-            None => std::os::unix::fs::symlink(text, target),
-            Some(tree) => tree.symlink(text, target),
-        }
-        .map_err(|e| (format!("the link {} can't be made", target.display()), e)),
-    }
+            _ => "`hurdle doctor` tells what is missing",
+        };
+        format!("system calls can't be trapped (seccomp user notification): {e}; {hint}")
+    })?;
+    Ok(vec![trap, network.into()])
 }
 
 /// Whose status goes where.
@@ -186,15 +150,15 @@ fn live(inside: Inside<'_>) -> i32 {
         Err(e) => {
             let (code, why) = os::exec_failure(&e);
             if inside.report_start {
-                let _ = say(&inside.control, &[&[NOT_RUN, code], why.as_bytes()].concat(), None);
+                let _ = say(&inside.control, &[&[NOT_RUN, code], why.as_bytes()].concat(), &[]);
             } else {
-                eprintln!("hurdle: {}: {why}", inside.program_name);
+                os::complain(format_args!("{}: {why}", inside.program_name));
             }
-            let _ = first_status.write_all(&Status::exit(code).0.to_ne_bytes());
+            let _ = first_status.write_all(&Status::exit(code).to_bytes());
             return 0;
         }
     };
-    if inside.report_start && say(&inside.control, &[STARTED], None).is_err() {
+    if inside.report_start && say(&inside.control, &[STARTED], &[]).is_err() {
         return 1;
     }
     let watched: Watched = Arc::default();
@@ -217,7 +181,7 @@ fn live(inside: Inside<'_>) -> i32 {
         while let Ok(Some((pid, status))) = process::try_wait(None) {
             let ended = matches!(status.state(), State::Exited(_) | State::Killed(_));
             if pid == first {
-                let _ = first_status.write_all(&status.0.to_ne_bytes());
+                let _ = first_status.write_all(&status.to_bytes());
                 if ended {
                     // The kernel ends all others with pid 1.
                     return 0;
@@ -233,7 +197,7 @@ fn report(watched: &Watched, pid: i32, status: Status, ended: bool) {
     let mut watched = watched.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(pipe) = watched.get_mut(&pid) {
         // Made non-blocking: one who asked and does not read loses statuses, and holds up nobody.
-        let _ = pipe.write_all(&status.0.to_ne_bytes());
+        let _ = pipe.write_all(&status.to_bytes());
     }
     if ended {
         watched.remove(&pid);
@@ -248,7 +212,7 @@ fn serve(control: OwnedFd, hand: Arc<Hand>) {
     });
     if let Err(e) = serving {
         // The channel is closed by now: calls are answered with the end of it, and the programs go on.
-        eprintln!("hurdle: pid 1 can't serve the core any more (no thread: {e})");
+        os::complain(format_args!("pid 1 can't serve the core any more (no thread: {e})"));
     }
 }
 
@@ -330,6 +294,6 @@ fn prepare(program: Program) -> Result<(Launch, OwnedFd), Refused> {
         launch = launch.fd(fd.into_owned()?, number);
     }
     let status = program.status.into_owned()?;
-    process::set_nonblocking(&status)?;
+    process::set_nonblocking(&status, true)?;
     Ok((launch, status))
 }

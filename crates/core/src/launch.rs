@@ -1,20 +1,19 @@
 //! The launch of an environment: clone init, write its id maps, take over its trapped calls.
 
-use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::process::{Command, Stdio};
 
-use hurdle_proto::plan::{IdMap, MapWriter, Plan};
+use hurdle_proto::plan::{IdMap, MapWriter, Plan, Root};
 use hurdle_sys::ns::{self, Extent, Ids, Init};
 use hurdle_sys::process::{self, Group, Launch, SignalMask, Until};
 use hurdle_sys::seccomp::Filter;
 use hurdle_sys::seqpacket;
 
-use crate::Error;
-use crate::inside::{self, FAILED, GO, Inside, NOT_RUN, READY, STARTED};
+use crate::inside::{self, ATTACH, FAILED, GO, Inside, NOT_RUN, READY, STARTED};
+use crate::{Error, files};
 
 /// The first program of an environment.
 #[derive(Debug)]
@@ -36,7 +35,7 @@ pub struct Start {
 /// What a lack of fds is called, and what to do.
 const OUT_OF_FDS: &str = "no file descriptor is free for the environment (raise `ulimit -n`)";
 
-/// An environment that stands.
+/// An environment that stands, once init has said all its `words`.
 #[derive(Debug)]
 pub(crate) struct Launched {
     pub(crate) init: Init,
@@ -44,12 +43,14 @@ pub(crate) struct Launched {
     pub(crate) control: OwnedFd,
     /// Statuses of the first program.
     pub(crate) status: OwnedFd,
-    /// The listener of the trapped calls.
-    pub(crate) trap: Option<OwnedFd>,
+    /// What init has yet to say, in this order.
+    pub(crate) words: VecDeque<u8>,
+    /// The directory of its layer, if the core made or opened it.
+    pub(crate) layer: Option<OwnedFd>,
     program_name: String,
 }
 
-/// Makes the environment and starts its first program. The caller has one thread.
+/// Makes the environment; what becomes of it shows in the words of init. The caller has one thread.
 pub(crate) fn launch(plan: &Plan, start: Start, mask: SignalMask) -> Result<Launched, Error> {
     let system = |what: &'static str| move |e: io::Error| Error::System(what, e);
     let filter = match plan.traps.as_slice() {
@@ -57,22 +58,27 @@ pub(crate) fn launch(plan: &Plan, start: Start, mask: SignalMask) -> Result<Laun
         rules => Some(Filter::new(rules).map_err(system("the filter of the trapped calls can't be built"))?),
     };
     let name = start.argv.first().map(|a| a.to_string_lossy().into_owned()).unwrap_or_default();
-    let program = prepare(&start, mask, plan.root.is_none()).map_err(|e| match e.raw_os_error() {
-        Some(_) => Error::System(OUT_OF_FDS, e),
-        None => Error::Program(name.clone(), e),
-    })?;
+    let program =
+        prepare(&start, mask, !matches!(plan.root, Root::Directory(_))).map_err(|e| match e.raw_os_error() {
+            Some(_) => Error::System(OUT_OF_FDS, e),
+            None => Error::Program(name.clone(), e),
+        })?;
     let (control, inner) = seqpacket::pair().map_err(system(OUT_OF_FDS))?;
     let (status, inner_status) = process::pipe().map_err(system(OUT_OF_FDS))?;
-    let traps = filter.is_some();
-    let confirm = start.confirm;
+    let mirrored = matches!(&plan.root, Root::Layered(layered) if layered.mirrored);
+    let words = [(mirrored, ATTACH), (filter.is_some(), READY), (start.confirm, STARTED)];
+    let words = words.into_iter().filter_map(|(expected, word)| expected.then_some(word)).collect();
+    let prepared = files::prepare(plan).map_err(Error::SetUp)?;
+    let layer = prepared.layer.as_ref().map(OwnedFd::try_clone).transpose().map_err(system(OUT_OF_FDS))?;
     let inside = Inside {
         plan,
         filter,
+        prepared,
         control: inner,
         program,
         program_name: name.clone(),
         status: inner_status,
-        report_start: confirm,
+        report_start: start.confirm,
     };
     let mut inside = Some(inside);
     let init = ns::clone_init(plan.namespaces, || inside.take().map_or(1, inside::run)).map_err(Error::Namespaces)?;
@@ -84,14 +90,7 @@ pub(crate) fn launch(plan: &Plan, start: Start, mask: SignalMask) -> Result<Laun
         // A failure shows as the report of init, or as its end.
         let _ = seqpacket::send(control.as_fd(), GO, &[], true);
     }
-    let mut launched = Launched { init, control, status, trap: None, program_name: name };
-    if traps {
-        launched.trap = launched.report(READY)?;
-    }
-    if confirm {
-        launched.report(STARTED)?;
-    }
-    Ok(launched)
+    Ok(Launched { init, control, status, words, layer, program_name: name })
 }
 
 fn prepare(start: &Start, mask: SignalMask, same_files: bool) -> io::Result<Launch> {
@@ -110,8 +109,13 @@ fn prepare(start: &Start, mask: SignalMask, same_files: bool) -> io::Result<Laun
 }
 
 impl Launched {
-    /// Waits for a word of init, and the fd that comes with it. No word and no status: it died.
-    fn report(&self, word: u8) -> Result<Option<OwnedFd>, Error> {
+    /// Waits for the next word of init, and the fds that come with it. No word and no status: it died.
+    pub(crate) fn word(&mut self) -> Result<Vec<OwnedFd>, Error> {
+        let word = self.words.pop_front().unwrap_or(FAILED);
+        self.report(word)
+    }
+
+    fn report(&self, word: u8) -> Result<Vec<OwnedFd>, Error> {
         let mut bytes = Vec::with_capacity(4096);
         // The status pipe says if init ends without a word.
         let fds = [(self.control.as_fd(), Until::Readable), (self.status.as_fd(), Until::Readable)];
@@ -123,7 +127,7 @@ impl Launched {
         };
         if !ready[0] {
             // Init ended without a word.
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let received =
             seqpacket::receive(self.control.as_fd(), &mut bytes).map_err(|e| Error::System("init is gone", e))?;
@@ -133,7 +137,7 @@ impl Launched {
                 Err(Error::Exec { name, code: *code, why: String::from_utf8_lossy(text).into_owned() })
             }
             Some((&FAILED, text)) => Err(Error::SetUp(String::from_utf8_lossy(text).into_owned())),
-            Some((&first, _)) if first == word => Ok(received.fds.into_iter().next()),
+            Some((&first, _)) if first == word => Ok(received.fds),
             _ => Err(Error::SetUp("init ended before the environment stood".into())),
         }
     }
@@ -156,8 +160,8 @@ fn write_maps(ids: &IdMap, pid: i32) -> Result<(), Error> {
             .map_err(|e| Error::System("the id maps were refused", e)),
         MapWriter::Helper => {
             // Side by side: each is an exec of a setuid program.
-            let users = helper("newuidmap", pid, &ids.users)?;
-            let groups = helper("newgidmap", pid, &ids.groups)?;
+            let users = helper(Ids::Users, "newuidmap", pid, &ids.users)?;
+            let groups = helper(Ids::Groups, "newgidmap", pid, &ids.groups)?;
             users.finish()?;
             groups.finish()
         }
@@ -169,11 +173,9 @@ struct Helper {
     child: std::process::Child,
 }
 
-fn helper(name: &'static str, pid: i32, extents: &[Extent]) -> Result<Helper, Error> {
+fn helper(which: Ids, name: &'static str, pid: i32, extents: &[Extent]) -> Result<Helper, Error> {
     let numbers = extents.iter().flat_map(|e| [e.inside, e.outside, e.count]).map(|n| n.to_string());
-    let program =
-        ["/usr/bin", "/bin", "/usr/local/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|p| p.exists());
-    let program = program.as_deref().map_or(OsStr::new(name), Path::as_os_str);
+    let program = ns::map_helper(which).unwrap_or_else(|| name.into());
     let child = Command::new(program).arg(pid.to_string()).args(numbers).stderr(Stdio::piped()).spawn();
     Ok(Helper { name, child: child.map_err(|e| Error::System("newuidmap can't be run (package uidmap)", e))? })
 }
@@ -193,15 +195,5 @@ impl Helper {
             self.name,
             said.trim()
         )))
-    }
-}
-
-/// The four bytes of each status that waits in a pipe; `None` at its end.
-pub(crate) fn next_status(pipe: &mut File) -> io::Result<Option<process::Status>> {
-    let mut word = [0; 4];
-    match pipe.read_exact(&mut word) {
-        Ok(()) => Ok(Some(process::Status(i32::from_ne_bytes(word)))),
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
-        Err(e) => Err(e),
     }
 }

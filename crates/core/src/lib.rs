@@ -3,7 +3,8 @@
 //! One core per environment, in the `hurdle run` process; no daemon. It holds no policy: what a server kind means comes in
 //! as a [`Policy`] and a launch plan, and no file system or network code is here.
 //!
-//! - `launch`: clones init and takes over the trapped calls; `inside`: init itself, pid 1 of the environment;
+//! - `launch`: clones init and hears how far it is; `inside`: init itself, pid 1 of the environment; `files`: what both
+//!   do for its mounts;
 //! - `right`: one receive right, its store, its borrower; `refuse`: who answers for a right that has failed;
 //! - `env`: the loop that owns all of it, on the main thread alone, so nothing is locked; it starts every process, since
 //!   what it starts dies with this thread;
@@ -11,6 +12,7 @@
 
 mod control;
 mod env;
+mod files;
 mod inside;
 mod launch;
 mod os;
@@ -25,8 +27,9 @@ use hurdle_proto::spec::Spec;
 use hurdle_sys::process::Status;
 
 pub use control::{connect, names};
+pub use env::FORWARDED;
 pub use launch::Start;
-pub use os::exec_failure;
+pub use os::{complain, exec_failure};
 
 /// How a server's process is started.
 #[derive(Debug, Clone)]
@@ -92,6 +95,9 @@ pub enum Error {
     /// The name can't be one.
     #[error("{0:?} can't be a name: it must have 1 to 64 letters, digits, `-`, `_` or `.`")]
     BadName(String),
+    /// The name is that of the root of all environments.
+    #[error("\"host\" can't be a name: it is what the system outside of all environments is called")]
+    HostName,
     /// A system call failed.
     #[error("{0}: {1}")]
     System(&'static str, #[source] io::Error),

@@ -1,10 +1,16 @@
 //! Small words of Linux that several modules of the core share.
 
 use std::ffi::OsString;
-use std::io;
+use std::fmt;
+use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStringExt;
 
 pub(crate) use hurdle_sys::process::numbers::*;
+
+/// Says something to the user, if he still listens: a closed pipe is no reason to end.
+pub fn complain(text: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "hurdle: {text}");
+}
 
 /// Bytes from a message as a path or an argument.
 pub(crate) fn string(bytes: Vec<u8>) -> OsString {
@@ -21,6 +27,7 @@ pub fn exec_failure(error: &io::Error) -> (u8, String) {
         io::ErrorKind::PermissionDenied => {
             (126, "it is there but may not be executed (check its mode: chmod +x)".into())
         }
+        io::ErrorKind::IsADirectory => (126, "it is a directory".into()),
         _ => (126, format!("it can't be executed: {error}")),
     }
 }

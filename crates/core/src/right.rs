@@ -110,7 +110,21 @@ impl Right {
 
     /// The fd on which programs' calls arrive by themselves, if this right has one.
     pub(crate) fn trap(&self) -> Option<&OwnedFd> {
-        self.attachments.iter().find(|(name, _)| name == "trap").map(|(_, fd)| fd)
+        self.attachment("trap")
+    }
+
+    /// The fd that becomes readable when a program needs the server.
+    pub(crate) fn bell(&self) -> Option<&OwnedFd> {
+        self.trap().or_else(|| self.attachment("fuse"))
+    }
+
+    fn attachment(&self, name: &str) -> Option<&OwnedFd> {
+        self.attachments.iter().find(|(other, _)| other == name).map(|(_, fd)| fd)
+    }
+
+    /// Whether somebody may wait for an answer already: a trap that a dead server had received, or a client.
+    pub(crate) fn awaited(&self) -> bool {
+        self.bell().is_some() || !self.clients.is_empty()
     }
 
     /// Whether the next message or trap should start a server. While a successor is on its way it is for him.
@@ -192,6 +206,8 @@ impl Right {
             Some(pause) => Holder::BackOff(Instant::now() + *pause),
             None => {
                 self.refuse_clients(&why);
+                // The last close ends the connection: who waits for files gets ENOTCONN.
+                self.attachments.retain(|(name, _)| name != "fuse");
                 Holder::Failed { reason: why, _refuser: self.refuser() }
             }
         };
@@ -210,8 +226,8 @@ impl Right {
 
     /// Who answers trapped calls while the right is failed.
     fn refuser(&self) -> Option<Refuser> {
-        let attached = |name: &str| self.attachments.iter().find(|(n, _)| n == name)?.1.try_clone().ok();
-        Refuser::start(attached("trap")?, attached("ledger")?, self.errno()).ok()
+        let copy = |name: &str| self.attachment(name)?.try_clone().ok();
+        Refuser::start(copy("trap")?, copy("ledger")?, self.errno()).ok()
     }
 
     /// A server left by itself: the next message or trap starts another.

@@ -1,5 +1,6 @@
 //! The files of an environment.
 
+use hurdle_wire::Fd;
 use serde::{Deserialize, Serialize};
 
 /// One mount of an environment, as mountinfo has it (proc_pid_mountinfo(5)).
@@ -20,5 +21,7 @@ hurdle_wire::interface! {
     pub mod fs = 8 {
         /// Its mounts, in the order they were made.
         1 idempotent fn mounts() -> Vec<Mount>;
+        /// The directory of the layer that its changes go to. EINVAL: it has none.
+        2 idempotent fn layer() -> Fd;
     }
 }

@@ -19,11 +19,31 @@ pub enum MountStep {
         /// Mount options, as mount(8) takes them behind `-o`.
         options: String,
     },
+    /// A new instance of a kernel file system over the parent's one, whose further mounts stay in their places. Where the kernel
+    /// does not allow it, or nothing is there, the parent's remains.
+    Renew {
+        /// The file system's name.
+        kind: &'static str,
+        /// Where, seen from the environment's root.
+        target: PathBuf,
+    },
     /// A file or a directory, with what is mounted below it, shown at a second place.
     Bind {
         /// As the caller of `hurdle run` names it.
         source: PathBuf,
         /// Where, seen from the environment's root; made if missing.
+        target: PathBuf,
+        /// Whether it can't be written there: EROFS.
+        read_only: bool,
+    },
+    /// An empty directory or file in the place of what is there, which can't be written. Nothing, if nothing is there.
+    Hide {
+        /// What is covered, seen from the environment's root.
+        target: PathBuf,
+    },
+    /// What is mounted there by now, and all that is mounted below it, can't be written any more: EROFS.
+    ReadOnly {
+        /// Where, seen from the environment's root.
         target: PathBuf,
     },
     /// A symbolic link.
@@ -33,6 +53,66 @@ pub enum MountStep {
         /// Where it stands, seen from the environment's root.
         target: PathBuf,
     },
+}
+
+impl MountStep {
+    /// Where a part of the parent's files is shown.
+    pub fn shared(&self) -> Option<&std::path::Path> {
+        match self {
+            MountStep::Bind { target, .. } => Some(target),
+            _ => None,
+        }
+    }
+}
+
+/// What becomes the environment's `/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    /// The parent's.
+    Parent,
+    /// This directory.
+    Directory(PathBuf),
+    /// The parent's, and what the environment changes goes to a layer above it.
+    Layered(Layered),
+}
+
+/// Files that forget: kernel overlays (overlayfs in the kernel's documentation) on the parent's file systems.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layered {
+    /// Where the changes go.
+    pub place: Place,
+    /// What is overlaid, `/` first.
+    pub mounts: Vec<Overlaid>,
+    /// Paths of the parent's that are not there inside, by any name. Where the fs server shows the files it must see to that.
+    pub hidden: Vec<PathBuf>,
+    /// Whether the fs server shows the parent's files through FUSE, as a caller without privileges over the host needs:
+    /// files of ids that are not his can't be copied up else. Then there is one mount, `/`.
+    pub mirrored: bool,
+}
+
+/// Where a layer lies. In it each mount has a directory with an `upper` and a `work`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In memory, as long as the environment lives: options of its tmpfs, and what `layer.json` says.
+    Memory {
+        /// As tmpfs(5) takes them.
+        options: Vec<(String, String)>,
+        /// The file's text.
+        label: Vec<u8>,
+    },
+    /// This directory, which is there already.
+    Directory(PathBuf),
+}
+
+/// One overlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlaid {
+    /// Which of the parent's file systems: where it is mounted.
+    pub at: PathBuf,
+    /// Its directory in the layer.
+    pub dir: String,
+    /// Upper directories of the layers in between, the newest first.
+    pub bases: Vec<PathBuf>,
 }
 
 /// Who inside is who outside.
@@ -77,8 +157,8 @@ pub struct Plan {
     pub namespaces: Namespaces,
     /// Its ids.
     pub ids: IdMap,
-    /// The directory that becomes its `/`; `None`: the parent's.
-    pub root: Option<PathBuf>,
+    /// Its files.
+    pub root: Root,
     /// Its mounts, in order.
     pub mounts: Vec<MountStep>,
     /// Its host name, if not the parent's.
@@ -87,6 +167,8 @@ pub struct Plan {
     pub loopback: bool,
     /// Its trapped calls, and who answers them; empty: no filter at all.
     pub traps: Vec<Rule>,
+    /// Whether programs must be kept from typing on the terminal that they share with the caller.
+    pub guard_terminal: bool,
     /// Whether programs may gain privileges *inside* by setuid files (su, sudo).
     pub setuid: bool,
     /// What the user should know before he relies on it, a line each.
@@ -99,11 +181,12 @@ impl Plan {
         Ok(Plan {
             namespaces: Namespaces::BASE,
             ids: IdMap::same()?,
-            root: None,
+            root: Root::Parent,
             mounts: Vec::new(),
             host_name: None,
             loopback: false,
             traps: Vec::new(),
+            guard_terminal: false,
             setuid: false,
             notes: Vec::new(),
         })

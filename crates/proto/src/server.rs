@@ -17,7 +17,8 @@ pub struct Grant {
     pub spec: Spec,
     /// The environment's name.
     pub env: String,
-    /// Channels between the kernel and the server, by name: `trap`, `ledger`, `init`, `pidfd`.
+    /// Channels between the kernel and the server, by name: `trap`, `ledger`, `init`, `pidfd`; and `network`, the
+    /// environment's network namespace, for who answers its trapped calls.
     pub attachments: Vec<(String, Fd)>,
     /// What former holders of the right left in the store.
     pub store: Vec<Stored>,

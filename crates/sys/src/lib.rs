@@ -4,10 +4,12 @@
 //! messages, environments or policy. Layout:
 //! - [`ns`], [`mount`], [`process`], [`tty`]: what makes and holds an environment;
 //! - [`seccomp`], [`target`]: system calls trapped to user space, and the memory and fds of who made them;
-//! - [`seqpacket`], [`memfd`], [`abstract_socket`]: what channels are made of, and how they are found.
+//! - [`seqpacket`], [`memfd`], [`abstract_socket`]: what channels are made of, and how they are found;
+//! - [`fuse`], [`shared`]: file systems served by a process, and memory that outlives it.
 #![allow(unsafe_code)]
 
 pub mod abstract_socket;
+pub mod fuse;
 pub mod memfd;
 pub mod mount;
 pub mod ns;
@@ -15,5 +17,6 @@ pub mod probe;
 pub mod process;
 pub mod seccomp;
 pub mod seqpacket;
+pub mod shared;
 pub mod target;
 pub mod tty;

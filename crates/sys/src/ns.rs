@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
 
@@ -82,6 +83,12 @@ pub fn own_ids(ids: Ids) -> io::Result<Vec<Extent>> {
     std::fs::read_to_string(file)?.lines().map(extent).collect()
 }
 
+/// Where the setuid program is that writes this map for a user without privileges (newuidmap(1), newgidmap(1)).
+pub fn map_helper(ids: Ids) -> Option<PathBuf> {
+    let name = if ids == Ids::Users { "newuidmap" } else { "newgidmap" };
+    ["/usr/bin", "/bin", "/usr/local/bin"].iter().map(|dir| Path::new(dir).join(name)).find(|path| path.exists())
+}
+
 /// Gives up setgroups(2) in the namespace of `pid`: a user without privileges must, before he maps a group.
 pub fn deny_setgroups(pid: Option<i32>) -> io::Result<()> {
     write_proc(pid, "setgroups", "deny")
@@ -107,9 +114,7 @@ pub struct Init {
 /// Errors: EINVAL if the caller has more than one thread (a copy of a locked allocator would hang); ENOSPC or EUSERS at
 /// the limit of namespaces (`/proc/sys/user`); EPERM where user namespaces are forbidden.
 pub fn clone_init(namespaces: Namespaces, child: impl FnOnce() -> i32) -> io::Result<Init> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a process with threads cannot be cloned"));
-    }
+    crate::process::one_thread()?;
     let mut fd: libc::c_int = -1;
     // SAFETY: all-zero is a valid clone_args.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };

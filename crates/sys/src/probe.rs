@@ -41,9 +41,7 @@ impl Trial {
     /// `InvalidInput` if the caller has more than one thread (a copy of a locked allocator would hang); EAGAIN at the limit
     /// of processes; EMFILE.
     pub fn start(body: impl FnOnce(File) -> i32) -> io::Result<Trial> {
-        if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a process with threads cannot be copied"));
-        }
+        process::one_thread()?;
         let (report, writer) = process::pipe()?;
         // SAFETY: the caller has one thread, so the child's copy of its memory holds no foreign lock.
         match unsafe { nix::unistd::fork()? } {
@@ -85,7 +83,7 @@ impl Trial {
         }
         let state = self.reap();
         // A process that left the group may still hold the pipe: take what is there, and do not wait for its end.
-        crate::target::socket::set_nonblocking(self.report.as_fd(), true)?;
+        process::set_nonblocking(&self.report, true)?;
         let mut said = Vec::new();
         match self.report.read_to_end(&mut said) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),

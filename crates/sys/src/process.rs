@@ -116,6 +116,17 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(new)
 }
 
+/// Lets programs that this process starts have the fd too: takes close-on-exec off (F_SETFD, fcntl(2)).
+pub fn inheritable(fd: impl AsFd) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+    Ok(fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).map(drop)?)
+}
+
+/// The caller's supplementary groups (getgroups(2)).
+pub fn groups() -> io::Result<Vec<u32>> {
+    Ok(nix::unistd::getgroups()?.into_iter().map(|gid| gid.as_raw()).collect())
+}
+
 /// Calls again while it says EINTR.
 pub fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
     loop {
@@ -131,12 +142,34 @@ pub fn effective_ids() -> (u32, u32) {
     (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw())
 }
 
+/// How many CPUs the caller may run on (sched_getaffinity(2)).
+pub fn allowed_cpus() -> io::Result<usize> {
+    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0))?;
+    Ok((0..nix::sched::CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).count())
+}
+
+/// From now on the calling thread runs only where no other wants to (SCHED_IDLE, sched_setscheduler(2)).
+pub fn only_when_idle() -> io::Result<()> {
+    // SAFETY: all-zero is a valid sched_param: the one priority that SCHED_IDLE has.
+    let done = unsafe {
+        let parameters: libc::sched_param = std::mem::zeroed();
+        libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters)
+    };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// InvalidInput if the caller has more than one thread: a copy of it could hang on a lock that another one held (fork(2)).
+pub(crate) fn one_thread() -> io::Result<()> {
+    match std::fs::read_dir("/proc/self/task")?.count() {
+        1 => Ok(()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "a process with threads can't be copied")),
+    }
+}
+
 /// fork(2) for a caller that detaches: the child gets a session of its own and goes on as a copy; the parent gets its pid.
 /// InvalidInput if the caller has threads.
 pub fn detach() -> io::Result<Option<i32>> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a process with threads cannot detach"));
-    }
+    one_thread()?;
     // SAFETY: the caller has one thread, so the child's copy of its memory holds no foreign lock.
     match unsafe { nix::unistd::fork()? } {
         nix::unistd::ForkResult::Parent { child } => Ok(Some(child.as_raw())),
@@ -194,11 +227,14 @@ pub fn is_group(pgrp: i32) -> bool {
     kill(-pgrp, 0).is_ok()
 }
 
-/// Sets O_NONBLOCK on the open file (fcntl(2)): for all who have it.
-pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
+/// Sets or clears O_NONBLOCK on the open file (fcntl(2)): for all who have it.
+pub fn set_nonblocking(fd: impl AsFd, on: bool) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    let flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
-    fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    let mut flags = OFlag::from_bits_retain(fcntl(&fd, FcntlArg::F_GETFL)?);
+    if flags.contains(OFlag::O_NONBLOCK) != on {
+        flags.toggle(OFlag::O_NONBLOCK);
+        fcntl(&fd, FcntlArg::F_SETFL(flags))?;
+    }
     Ok(())
 }
 

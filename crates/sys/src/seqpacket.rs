@@ -109,7 +109,7 @@ fn send_with_fds(
 
 /// Receives one message into the capacity of `buffer`, whose length becomes the message's (recvmsg(2)).
 ///
-/// A length of zero is the end (or an empty message: see [`hung_up`]). Waits as long as the socket's receive timeout
+/// A length of zero is the end (or an empty message: see [`crate::process::ended`]). Waits as long as the socket's receive timeout
 /// allows, then fails with EAGAIN; with EINTR on a signal; with ECONNRESET when the other end closed with messages unread.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Received> {
     buffer.clear();
@@ -168,16 +168,6 @@ pub fn set_receive_timeout(socket: BorrowedFd<'_>, timeout: Option<Duration>) ->
     Ok(nix::sys::socket::setsockopt(&socket, sockopt::ReceiveTimeout, &value)?)
 }
 
-/// Clears O_NONBLOCK (fcntl(2)), which belongs to the open file: an earlier holder may have left it set.
-pub fn set_blocking(socket: BorrowedFd<'_>) -> io::Result<()> {
-    use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    let flags = OFlag::from_bits_retain(fcntl(socket, FcntlArg::F_GETFL)?);
-    if flags.contains(OFlag::O_NONBLOCK) {
-        fcntl(socket, FcntlArg::F_SETFL(flags & !OFlag::O_NONBLOCK))?;
-    }
-    Ok(())
-}
-
 /// What a socket is ready for, see [`wait_ready`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ready {
@@ -206,13 +196,6 @@ pub fn wait_ready(socket: BorrowedFd<'_>, or_readable: bool, timeout: Option<Dur
         readable: got.intersects(PollFlags::POLLIN | ended),
         writable: got.intersects(PollFlags::POLLOUT | ended),
     })
-}
-
-/// Says whether the other end is closed (POLLHUP in poll(2)).
-pub fn hung_up(socket: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::new(socket, PollFlags::empty())];
-    let ended = PollFlags::POLLHUP | PollFlags::POLLERR;
-    poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].revents().is_some_and(|got| got.intersects(ended))
 }
 
 /// Ends the connection for every holder of this socket, in both directions (shutdown(2)).
@@ -273,6 +256,12 @@ pub fn interruptible() -> io::Result<Interruptible> {
 /// on; see the top of this file (setsockopt(2), tgkill(2)).
 pub fn interrupt(socket: BorrowedFd<'_>, thread: Interruptible) -> io::Result<()> {
     set_receive_timeout(socket, Some(Duration::from_micros(1)))?;
+    wake(thread)
+}
+
+/// Makes the system call that a thread of this process is blocked in, if any, come back with EINTR (tgkill(2)). One that is
+/// about to block is not stopped by it: the caller repeats this until it sees an effect. ESRCH: the thread has ended.
+pub fn wake(thread: Interruptible) -> io::Result<()> {
     // SAFETY: tgkill takes numbers only; the thread group is our own, so no other process can be hit.
     let done = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.0, wake_signal()) };
     if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -325,10 +314,10 @@ mod tests {
         let mut buffer = Vec::with_capacity(16);
         send(a.as_fd(), b"", &[], true).unwrap();
         receive(b.as_fd(), &mut buffer).unwrap();
-        assert!(buffer.is_empty() && !hung_up(b.as_fd()));
+        assert!(buffer.is_empty() && !crate::process::ended(b.as_fd()));
         drop(a);
         receive(b.as_fd(), &mut buffer).unwrap();
-        assert!(buffer.is_empty() && hung_up(b.as_fd()));
+        assert!(buffer.is_empty() && crate::process::ended(b.as_fd()));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::termios::{self, SetArg, Termios};
@@ -10,6 +11,18 @@ use nix::unistd::Pid;
 /// Whether `fd` is a terminal whose foreground process group is the caller's.
 pub fn in_foreground(fd: impl AsFd) -> bool {
     nix::unistd::tcgetpgrp(fd).is_ok_and(|pgrp| pgrp == nix::unistd::getpgrp())
+}
+
+/// The path of the terminal that `fd` is (ttyname(3)); none if it is no terminal, or has no path here.
+pub fn path(fd: impl AsFd) -> Option<PathBuf> {
+    nix::unistd::ttyname(fd).ok()
+}
+
+/// Whether the caller has a controlling terminal, and the kernel lets its programs type on it (ioctl_tty(2), TIOCSTI; always
+/// before Linux 6.2).
+pub fn can_be_typed_on() -> bool {
+    let allowed = std::fs::read("/proc/sys/dev/tty/legacy_tiocsti").map_or(true, |value| value.trim_ascii() != b"0");
+    allowed && std::fs::File::open("/dev/tty").is_ok()
 }
 
 /// Puts process group `pgrp` (0: the caller's) in the foreground of `fd`, also from the background: SIGTTOU is held back
@@ -48,6 +61,24 @@ impl Drop for Raw {
     fn drop(&mut self) {
         let _ = termios::tcsetattr(&self.fd, SetArg::TCSANOW, &self.old);
     }
+}
+
+/// One key from terminal `fd`, without Enter and without echo; Ctrl-C is 3, Ctrl-D is 4. A key that sends several bytes (an arrow)
+/// is 27, its Escape, and its other bytes are no keys. 0: there is no more to read. ENOTTY if `fd` is no terminal.
+pub fn read_key(fd: impl AsFd) -> io::Result<u8> {
+    let _raw = Raw::new(&fd)?;
+    let read = |bytes: &mut [u8]| crate::process::retry(|| nix::unistd::read(&fd, bytes));
+    let mut key = [0];
+    let count = read(&mut key)?;
+    if key[0] == 27 {
+        // What belongs to it comes with it.
+        let waiting =
+            || crate::process::poll(&[(fd.as_fd(), crate::process::Until::Readable)], Some(std::time::Instant::now()));
+        if waiting()?[0] {
+            read(&mut [0; 16])?;
+        }
+    }
+    Ok(if count == 0 { 0 } else { key[0] })
 }
 
 /// Opens a pseudo-terminal: (master, slave), both close-on-exec (pty(7)).

@@ -55,7 +55,7 @@ impl Channel {
 
     /// Whether nobody holds the other end any more.
     pub fn hung_up(&self) -> bool {
-        seqpacket::hung_up(self.as_fd())
+        hurdle_sys::process::ended(self.as_fd())
     }
 
     /// Passes a frame on as it came. It waits while the queue is full.

@@ -47,7 +47,7 @@ impl Connection {
     /// A connection over the client's end of a channel.
     pub fn new(channel: Channel) -> Connection {
         // Both settings may be left over from an earlier holder. If they can't be changed, receiving says why.
-        let _ = seqpacket::set_blocking(channel.as_fd());
+        let _ = hurdle_sys::process::set_nonblocking(channel.as_fd(), false);
         let _ = seqpacket::set_receive_timeout(channel.as_fd(), Some(TICK));
         Connection(Arc::new_cyclic(|this| Shared {
             this: this.clone(),

@@ -69,7 +69,7 @@ pub use frame::{FDS_MAX, HEADER_LEN, INLINE_MAX, PAYLOAD_MAX};
 pub use interface::{CallDescription, CallInfo, Description, Interface, shape};
 pub use serve::{End, Limits, ServeOptions, Stopper, serve};
 pub use service::{Answer, Answering, Context, Incoming, Peer, Router, Service};
-pub use text::{call_text, describe};
+pub use text::{call_text, describe, describe_within};
 
 /// What the expansion of `interface!` uses.
 #[doc(hidden)]

@@ -180,7 +180,7 @@ impl Drop for Landing {
 pub fn serve(channel: &Channel, router: &Router, options: &ServeOptions) -> io::Result<End> {
     let runtime = runtime::handle()?;
     let _context = runtime.enter();
-    seqpacket::set_blocking(channel.as_fd())?;
+    hurdle_sys::process::set_nonblocking(channel.as_fd(), false)?;
     seqpacket::set_receive_timeout(channel.as_fd(), options.idle)?;
     let _registered = options.stopper.register(channel)?;
     let serving = Arc::new(Serving {

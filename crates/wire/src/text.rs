@@ -1,7 +1,9 @@
 //! Calls without a generated client: for tools that must reach any interface, also one that they never heard of.
 
+use std::time::Duration;
+
 use crate::call::Call;
-use crate::connection::Connection;
+use crate::connection::{Connection, DEFAULT_DEADLINE};
 use crate::error::{CallError, Refused};
 use crate::interface::Description;
 
@@ -10,7 +12,15 @@ use crate::interface::Description;
 /// # Errors
 /// See [`CallError`].
 pub fn describe(connection: &Connection) -> Result<Vec<Description>, CallError> {
-    let text = Call::text(connection, 0, 0, "[]", false).wait()?;
+    describe_within(connection, DEFAULT_DEADLINE)
+}
+
+/// The same, of a peer that has to answer within `patience`.
+///
+/// # Errors
+/// See [`CallError`].
+pub fn describe_within(connection: &Connection, patience: Duration) -> Result<Vec<Description>, CallError> {
+    let text = Call::text(connection, 0, 0, "[]", false).deadline(patience).wait()?;
     serde_json::from_str(&text).map_err(|error| CallError::Misuse(format!("a description that can't be read: {error}")))
 }
 

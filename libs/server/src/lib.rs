@@ -3,12 +3,15 @@
 //! A whole server is a `main` that calls [`run`] (see `examples/greet.rs`, which is one). Whoever starts it hands it a
 //! bootstrap channel on fd 3; everything else comes with the right, as a [`Borrowed`].
 //!
-//! - `borrowed`: the right and what comes with it; `run`: the life of a server; `target`: the processes of an environment.
+//! - `borrowed`: the right and what comes with it; `run`: the life of a server; `target`: the processes of an environment;
+//!   `awake`: wake-ups in bursts of calls.
 
+mod awake;
 mod borrowed;
 mod run;
 mod target;
 
+pub use awake::Awake;
 pub use borrowed::Borrowed;
 pub use hurdle_sys::process::numbers::*;
 pub use run::run;

@@ -3,6 +3,7 @@
 //! The main thread serves the bootstrap channel, a thread each the clients' channels. When the bootstrap channel ends the core
 //! is gone, and so is the server. One that nobody has called for ten minutes leaves by itself: the next call starts another.
 
+use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +26,9 @@ pub fn run<S: Service>(start: impl FnOnce(&mut Borrowed) -> Result<S, Refused> +
     let bootstrap = match process::inherited(BOOTSTRAP) {
         Ok(fd) if hurdle_sys::seqpacket::is_seqpacket(fd.as_fd()) => Channel::from(fd),
         _ => {
-            eprintln!("this is a server of hurdle: a core starts it, with a bootstrap channel on fd {BOOTSTRAP}");
+            let why =
+                format!("this is a server of hurdle: a core starts it, with a bootstrap channel on fd {BOOTSTRAP}");
+            let _ = writeln!(std::io::stderr(), "{why}");
             return ExitCode::from(125);
         }
     };

@@ -1,24 +1,33 @@
 //! What each kind of auth server asks of a launch: the id map.
 
 use std::io;
-use std::path::Path;
 
 use hurdle_proto::plan::{IdMap, MapWriter, Plan};
 use hurdle_proto::spec::{Spec, SpecError};
-use hurdle_sys::ns::Extent;
+use hurdle_sys::ns::{Extent, Ids, map_helper};
 use hurdle_sys::process::effective_ids;
 
 /// The kinds there are.
 pub const KINDS: &[&str] = &["same", "root"];
 
-/// Adds what `spec` needs to `plan`: who inside is who outside.
-pub fn plan(spec: &Spec, plan: &mut Plan) -> Result<(), SpecError> {
+/// Adds what `spec` needs to `plan`: who inside is who outside. `layered`: files of other ids can be copied up, so these need
+/// numbers inside, where that is possible.
+pub fn plan(spec: &Spec, layered: bool, plan: &mut Plan) -> Result<(), SpecError> {
     let layer = spec.single()?;
     match layer.kind.as_str() {
-        "same" => layer.check(false, &[]),
+        "same" => {
+            layer.check(false, &[])?;
+            if layered && effective_ids().0 != 0 {
+                match range(around) {
+                    Ok(map) => plan.ids = map,
+                    Err(why) => plan.notes.push(format!("files of others seem to be yours inside: {why}")),
+                }
+            }
+            Ok(())
+        }
         "root" => {
             layer.check(false, &["ids"])?;
-            let ids = layer.options.get("ids").map_or("auto", String::as_str);
+            let ids = layer.option("ids").unwrap_or("auto");
             if !["auto", "range", "one"].contains(&ids) {
                 return Err(spec.error("`ids` is auto, range or one"));
             }
@@ -29,7 +38,7 @@ pub fn plan(spec: &Spec, plan: &mut Plan) -> Result<(), SpecError> {
             }
             let range = match ids {
                 "one" => None,
-                _ => match range() {
+                _ => match range(from_root) {
                     Ok(map) => Some(map),
                     Err(why) if ids == "range" => return Err(spec.error(why)),
                     Err(why) => {
@@ -54,21 +63,33 @@ fn one() -> IdMap {
     IdMap { users: root(uid), groups: root(gid), writer: MapWriter::Itself }
 }
 
-/// Root inside is the caller, and the ids from 1 on are those that /etc/subuid and /etc/subgid grant him (subuid(5)).
-fn range() -> Result<IdMap, String> {
+/// A map with the ids that /etc/subuid and /etc/subgid grant the caller (subuid(5)).
+fn range(extents: fn(u32, (u32, u32)) -> Vec<Extent>) -> Result<IdMap, String> {
     let (uid, gid) = effective_ids();
     let name = user_name(uid);
-    for helper in ["newuidmap", "newgidmap"] {
-        if !["/usr/bin", "/bin", "/usr/local/bin"].iter().any(|dir| Path::new(dir).join(helper).exists()) {
+    for (which, helper) in [(Ids::Users, "newuidmap"), (Ids::Groups, "newgidmap")] {
+        if map_helper(which).is_none() {
             return Err(format!("{helper} is not installed (package uidmap)"));
         }
     }
-    let extents = |file: &str, outside| -> Result<Vec<Extent>, String> {
+    let all = |file: &str, own| -> Result<Vec<Extent>, String> {
         let granted = granted(file, uid, name.as_deref()).map_err(|e| format!("{file}: {e}"))?;
-        let (start, count) = granted.ok_or_else(|| format!("{file} grants no ids to uid {uid}"))?;
-        Ok(vec![Extent { inside: 0, outside, count: 1 }, Extent { inside: 1, outside: start, count }])
+        Ok(extents(own, granted.ok_or_else(|| format!("{file} grants no ids to uid {uid}"))?))
     };
-    Ok(IdMap { users: extents("/etc/subuid", uid)?, groups: extents("/etc/subgid", gid)?, writer: MapWriter::Helper })
+    Ok(IdMap { users: all("/etc/subuid", uid)?, groups: all("/etc/subgid", gid)?, writer: MapWriter::Helper })
+}
+
+/// Root inside is the caller, and the ids from 1 on are those granted.
+fn from_root(own: u32, (start, count): (u32, u32)) -> Vec<Extent> {
+    vec![Extent { inside: 0, outside: own, count: 1 }, Extent { inside: 1, outside: start, count }]
+}
+
+/// The caller is himself, and the ids below and above his are those granted.
+fn around(own: u32, (start, count): (u32, u32)) -> Vec<Extent> {
+    let low = own.min(count);
+    let extents = [(0, start, low), (own, own, 1), (own.saturating_add(1), start.saturating_add(low), count - low)];
+    let extents = extents.into_iter().filter(|(_, _, count)| *count > 0);
+    extents.map(|(inside, outside, count)| Extent { inside, outside, count }).collect()
 }
 
 /// The largest range that `file` grants to the user, as (first id, count).

@@ -1,7 +1,10 @@
 //! The standard fs servers: [`plan`] says what each kind asks of a launch, [`serve`] is the process that answers.
 
+pub mod mirror;
+mod mounts;
 mod plan;
 mod serve;
 
-pub use plan::{KINDS, plan};
+pub use mounts::overlaid;
+pub use plan::{KINDS, is_layered, plan, resolve};
 pub use serve::serve;

@@ -1,18 +1,24 @@
 //! What each kind of fs server asks of a launch.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
-use hurdle_proto::plan::{MountStep, Plan};
-use hurdle_proto::spec::{Spec, SpecError};
+use hurdle_proto::plan::{Layered, MountStep, Plan, Root};
+use hurdle_proto::spec::{Layer, Spec, SpecError};
+
+use crate::mounts;
 
 /// The kinds there are.
-pub const KINDS: &[&str] = &["share", "root:DIR"];
+pub const KINDS: &[&str] = &["share", "cow", "cow:NAME", "ro", "root:DIR"];
+
+/// Options that name a path, and what is done with it; each may be given often.
+const PATHS: &[&str] = &["share", "hide", "ro"];
 
 /// Device nodes that programs expect to find in any system.
-const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
+pub(crate) const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 
 /// Links that udev makes on any system.
-const LINKS: &[(&str, &str)] = &[
+pub(crate) const LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
     ("/proc/self/fd/1", "/dev/stdout"),
@@ -20,12 +26,18 @@ const LINKS: &[(&str, &str)] = &[
     ("pts/ptmx", "/dev/ptmx"),
 ];
 
-/// Adds what `spec` needs to `plan`. `share` needs nothing: the parent's files, at native speed.
-pub fn plan(spec: &Spec, plan: &mut Plan) -> Result<(), SpecError> {
+/// Whether `spec` asks for a layer, which the caller of [`plan`] must then bring.
+pub fn is_layered(spec: &Spec) -> bool {
+    spec.single().is_ok_and(|layer| layer.kind == "cow")
+}
+
+/// Adds what `spec` needs to `plan`. `share` needs nothing: the parent's files, at native speed. `layered`: where the changes
+/// of a `cow` go, `layers`: where all layers of the user lie.
+pub fn plan(spec: &Spec, layered: Option<Layered>, layers: Option<PathBuf>, plan: &mut Plan) -> Result<(), SpecError> {
     let layer = spec.single()?;
-    match layer.kind.as_str() {
-        "share" => layer.check(false, &[]),
-        "root" => {
+    match (layer.kind.as_str(), layered) {
+        ("share", _) => layer.check(false, &[]),
+        ("root", _) => {
             layer.check(true, &[])?;
             let dir = Path::new(layer.argument.as_deref().unwrap_or_default());
             let dir = dir.canonicalize().map_err(|e| spec.error(format!("{} can't be a root: {e}", dir.display())))?;
@@ -35,23 +47,102 @@ pub fn plan(spec: &Spec, plan: &mut Plan) -> Result<(), SpecError> {
             system_tree(dir, plan);
             Ok(())
         }
+        ("ro", _) => {
+            layer.check_argument(false)?;
+            layer.check_options(&[], PATHS)?;
+            plan.mounts.push(MountStep::ReadOnly { target: "/".into() });
+            paths(layer, plan);
+            Ok(())
+        }
+        ("cow", Some(layered)) => {
+            layer.check_options(&["base", "size"], PATHS)?;
+            let devices = if layered.mirrored { mounts::shared_devices() } else { mounts::own_devices() };
+            if !layered.mirrored {
+                plan.mounts.extend(mounts::files());
+            }
+            plan.root = Root::Layered(layered);
+            plan.mounts.push(bind("/sys", true));
+            plan.mounts.extend(devices);
+            // Where layers lie: no environment sees its own, or another's.
+            plan.mounts.extend(layers.map(|target| MountStep::Hide { target }));
+            paths(layer, plan);
+            Ok(())
+        }
         _ => Err(spec.unknown("fs", KINDS)),
     }
 }
 
+/// The parent's `path` at its own place.
+pub(crate) fn bind(path: impl Into<PathBuf>, read_only: bool) -> MountStep {
+    let path = path.into();
+    MountStep::Bind { source: path.clone(), target: path, read_only }
+}
+
+/// What the user wants shown, hidden or protected; what lies deeper comes later, so that it counts.
+fn paths(layer: &Layer, plan: &mut Plan) {
+    let steps = layer.options.iter().filter_map(|(key, value)| match key.as_str() {
+        "hide" => Some(MountStep::Hide { target: value.into() }),
+        "share" | "ro" => Some(bind(value, key == "ro")),
+        _ => None,
+    });
+    let depth = |step: &MountStep| match step {
+        MountStep::Hide { target } | MountStep::Bind { target, .. } => target.components().count(),
+        _ => 0,
+    };
+    let mut steps: Vec<MountStep> = steps.collect();
+    steps.sort_by_key(depth);
+    if let Root::Layered(layered) = &mut plan.root {
+        // Not covered, which env root could undo, but missing in what lies below.
+        layered.hidden = hidden(layer).collect();
+        // In what is the parent's own it has to be a cover.
+        let shared: Vec<PathBuf> = steps.iter().filter_map(MountStep::shared).map(PathBuf::from).collect();
+        steps.retain(|step| match step {
+            MountStep::Hide { target } => shared.iter().any(|share| target.starts_with(share)),
+            _ => true,
+        });
+    }
+    plan.mounts.extend(steps);
+}
+
+/// What `hide=` names.
+pub(crate) fn hidden(layer: &Layer) -> impl Iterator<Item = PathBuf> {
+    layer.options.iter().filter(|(key, _)| key == "hide").map(|(_, value)| value.into())
+}
+
+/// The same spec with absolute paths, as a shell would read them: `~/` is the user's home, the rest is relative to where he is;
+/// links are followed.
+pub fn resolve(spec: Spec) -> Result<Spec, SpecError> {
+    spec.change_options(|key, value| {
+        if !PATHS.contains(&key) {
+            return Ok(value.to_string());
+        }
+        let path = match absolute(value) {
+            Ok(path) => path,
+            // What is not there needs no cover.
+            Err(e) if key == "hide" && !value.is_empty() && e.kind() == io::ErrorKind::NotFound => value.into(),
+            Err(e) => return Err(e.to_string()),
+        };
+        path.into_os_string().into_string().map_err(|_| "a path that is not UTF-8 can't be said here".into())
+    })
+}
+
+fn absolute(value: &str) -> io::Result<PathBuf> {
+    let home = || std::env::home_dir().ok_or_else(|| io::Error::other("there is no home directory"));
+    let path = match value.strip_prefix("~/") {
+        Some(rest) => home()?.join(rest),
+        None if value == "~" => home()?,
+        None => value.into(),
+    };
+    path.canonicalize()
+}
+
 /// Another system's tree, with what its programs expect from a running kernel. /proc comes from the proc server.
 fn system_tree(root: PathBuf, plan: &mut Plan) {
-    let instance = |kind, target: &str, options: &str| MountStep::Instance {
-        kind,
-        target: target.into(),
-        options: options.to_string(),
-    };
-    plan.root = Some(root);
-    plan.mounts.push(MountStep::Bind { source: "/sys".into(), target: "/sys".into() });
+    plan.root = Root::Directory(root);
+    plan.mounts.push(bind("/sys", false));
     plan.mounts.push(instance("tmpfs", "/dev", "mode=755"));
     for name in DEVICES {
-        let path = PathBuf::from(format!("/dev/{name}"));
-        plan.mounts.push(MountStep::Bind { source: path.clone(), target: path });
+        plan.mounts.push(bind(format!("/dev/{name}"), false));
     }
     for (text, target) in LINKS {
         plan.mounts.push(MountStep::Symlink { text: text.into(), target: target.into() });
@@ -61,4 +152,9 @@ fn system_tree(root: PathBuf, plan: &mut Plan) {
         plan.mounts.push(instance("tmpfs", target, "mode=1777"));
     }
     plan.mounts.push(instance("tmpfs", "/run", "mode=755"));
+}
+
+/// A new instance of a kernel file system.
+pub(crate) fn instance(kind: &'static str, target: &str, options: &str) -> MountStep {
+    MountStep::Instance { kind, target: target.into(), options: options.to_string() }
 }

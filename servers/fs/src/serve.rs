@@ -1,18 +1,55 @@
-//! The fs server's process: it tells what is mounted where.
+//! The fs server's process: it tells what is mounted where, hands out the layer that changes go to, and shows the parent's files
+//! through FUSE where the environment needs that.
 
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use hurdle_proto::fs::{Mount, fs};
 use hurdle_server::{Borrowed, Target};
-use hurdle_wire::{Context, Refused};
+use hurdle_sys::ns::Extent;
+use hurdle_sys::process::numbers::EINVAL;
+use hurdle_wire::{Context, Fd, Refused};
+
+use crate::mirror::{self, Ids, Mirror};
+use crate::plan::hidden;
 
 /// Serves until the right is given back.
 pub fn serve() -> ExitCode {
-    hurdle_server::run(|borrowed: &mut Borrowed| Ok(fs::service(Files { init: borrowed.target()? })))
+    hurdle_server::run(|borrowed: &mut Borrowed| {
+        let init = borrowed.target()?;
+        let layer = borrowed.attachment("layer").ok();
+        if let Ok(device) = borrowed.attachment("fuse") {
+            show(borrowed, device, &init)?;
+        }
+        Ok(fs::service(Files { init, layer }))
+    })
+}
+
+/// Shows the parent's files to an environment that may not copy them up itself.
+fn show(borrowed: &mut Borrowed, device: OwnedFd, init: &Target) -> Result<(), Refused> {
+    let map = |name| extents(&init.read(name)?).ok_or_else(|| Refused::new(EINVAL, format!("{name} can't be read")));
+    let ids = Ids::new(map("uid_map")?, map("gid_map")?)?;
+    let hidden = borrowed.spec.single().map(|layer| hidden(layer).collect()).unwrap_or_default();
+    let options = mirror::Options { ids, hidden, xattrs: true };
+    let mirror = Mirror::start(device, borrowed.attachment("nodes")?, options)?;
+    // Any program may need a file at any time.
+    borrowed.stay();
+    borrowed.on_return(move || mirror.stop());
+    Ok(())
+}
+
+/// The lines of an id map (user_namespaces(7)).
+fn extents(text: &str) -> Option<Vec<Extent>> {
+    let extent = |line: &str| {
+        let mut words = line.split_whitespace().map(|word| word.parse().ok());
+        Some(Extent { inside: words.next()??, outside: words.next()??, count: words.next()?? })
+    };
+    text.lines().map(extent).collect()
 }
 
 struct Files {
     init: Target,
+    layer: Option<OwnedFd>,
 }
 
 impl fs::Server for Files {
@@ -20,10 +57,15 @@ impl fs::Server for Files {
         let text = self.init.read("mountinfo")?;
         Ok(text.lines().filter_map(parse).collect())
     }
+
+    async fn layer(&self, _: &Context) -> Result<Fd, Refused> {
+        let none = || Refused::new(EINVAL, "its files are not copy-on-write (--fs cow), so there is no layer");
+        Ok(Fd::from(self.layer.as_ref().ok_or_else(none)?.try_clone()?))
+    }
 }
 
 /// One line of mountinfo (proc_pid_mountinfo(5)): id parent major:minor root target options optional… - kind source more.
-fn parse(line: &str) -> Option<Mount> {
+pub(crate) fn parse(line: &str) -> Option<Mount> {
     let (left, right) = line.split_once(" - ")?;
     let left: Vec<&str> = left.split(' ').collect();
     let mut right = right.split(' ');

@@ -7,10 +7,11 @@
 //! LOCAL_RUN=crash the server is a process of its own; it is killed and a successor started whenever the command makes the
 //! file that CRASH_FILE names, which is removed once the successor serves.
 
+use hurdle_net::Kind;
 use hurdle_net::local::Server;
 use hurdle_sys::ns::{self, Extent, Ids, Namespaces};
 use hurdle_sys::seccomp::{Filter, Ledger, ListenerFlags};
-use hurdle_sys::target::Tasks;
+use hurdle_sys::target::{Network, Tasks};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -45,7 +46,8 @@ fn outside(arguments: &[std::ffi::OsString]) -> io::Result<ExitCode> {
         ours.write_all(&[1])?;
         return crash(child, trap);
     }
-    let server = Server::start(trap, Ledger::create()?, None)?;
+    let network = Network::of(child.id())?.into();
+    let server = Server::start(Kind::Local, trap, Ledger::create()?, network, None)?;
     ours.write_all(&[1])?;
     let status = child.wait()?;
     if std::env::var_os("LOCAL_RUN_COUNT").is_some() {
@@ -72,7 +74,9 @@ fn crash(mut child: std::process::Child, trap: OwnedFd) -> io::Result<ExitCode> 
                     Some((user, network)) => Some((user.try_clone()?, network.try_clone()?)),
                     None => None,
                 };
-                let mut server = Server::start(trap.try_clone()?, ledger.try_clone()?, inherited)?;
+                let network = Network::of(child.id())?.into();
+                let (trap, ledger) = (trap.try_clone()?, ledger.try_clone()?);
+                let mut server = Server::start(Kind::Local, trap, ledger, network, inherited)?;
                 let (user, network) = server.namespaces()?;
                 tell.write_all(&user.as_raw_fd().to_ne_bytes())?;
                 tell.write_all(&network.as_raw_fd().to_ne_bytes())?;

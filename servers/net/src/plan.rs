@@ -1,7 +1,7 @@
 //! What each kind of net server asks of a launch, and what a running one can become.
 
 use hurdle_netstack::table::rules;
-use hurdle_proto::plan::Plan;
+use hurdle_proto::plan::{MountStep, Plan};
 use hurdle_proto::spec::{Spec, SpecError};
 use hurdle_sys::ns::Namespaces;
 use hurdle_sys::seccomp::{Action, ArgMatch, Rule};
@@ -45,6 +45,8 @@ pub fn plan(spec: &Spec, swappable: bool, plan: &mut Plan) -> Result<(), SpecErr
     if kind != Kind::Share || swappable {
         plan.namespaces = plan.namespaces.with(Namespaces::NET);
         plan.loopback = true;
+        // The parent's shows the parent's interfaces.
+        plan.mounts.push(MountStep::Renew { kind: "sysfs", target: "/sys".into() });
     }
     if swappable {
         // Under `share` every socket of these families is the parent's, so all of them are asked for.

@@ -21,13 +21,14 @@ pub fn serve() -> ExitCode {
 fn start(borrowed: &mut Borrowed) -> Result<impl hurdle_wire::Service + use<>, Refused> {
     let kind = crate::kind(&borrowed.spec).map_err(|e| Refused::new(hurdle_server::EINVAL, e.to_string()))?;
     let (trap, ledger) = (borrowed.attachment("trap")?, borrowed.attachment("ledger")?);
+    let network = borrowed.attachment("network")?;
     let kept = borrowed.stored(NAMESPACES);
     let namespaces = kept.as_ref().and_then(|kept| match kept.fds.as_slice() {
         [user, net] => Some((user.clone().into_owned().ok()?, net.clone().into_owned().ok()?)),
         _ => None,
     });
     let known = namespaces.is_some();
-    let server = Server::start_as(kind, trap, ledger, namespaces)?;
+    let server = Server::start(kind, trap, ledger, network, namespaces)?;
     if !known {
         let (user, net) = server.namespaces()?;
         let fds = vec![Fd::from(user), Fd::from(net)];

@@ -83,7 +83,7 @@ pub fn rows() -> Vec<Row<Handler>> {
             socket(&[0, libc::IPPROTO_TCP]),
             Server(Handler::Socket),
             Full,
-            "an AF_UNIX stream socket that answers as TCP",
+            "an AF_UNIX stream socket that answers as TCP. In a network namespace that a program has made further inside: native",
         ),
         row(
             "socket",

@@ -93,6 +93,11 @@ fn data_ends_and_resets_arrive_as_natively() {
 }
 
 #[test]
+fn a_network_made_inside_is_a_world_of_its_own() {
+    same("networks");
+}
+
+#[test]
 fn programs_go_on_while_the_server_is_killed_again_and_again() {
     same_but("crash", "crash");
 }

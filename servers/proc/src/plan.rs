@@ -13,11 +13,11 @@ pub fn plan(spec: &Spec, plan: &mut Plan) -> Result<(), SpecError> {
         return Err(spec.unknown("proc", KINDS));
     }
     layer.check(false, &["hostname"])?;
-    if let Some(name) = layer.options.get("hostname") {
+    if let Some(name) = layer.option("hostname") {
         if name.is_empty() || name.len() > 64 {
             return Err(spec.error("a host name has 1 to 64 bytes"));
         }
-        plan.host_name = Some(name.clone());
+        plan.host_name = Some(name.to_string());
     }
     plan.mounts.push(MountStep::Instance { kind: "proc", target: "/proc".into(), options: String::new() });
     Ok(())

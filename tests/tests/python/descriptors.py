@@ -63,8 +63,17 @@ assert peer == client.getsockname(), (peer, client.getsockname())
 served.sendall(b"wool")
 assert client.recv(10) == b"wool"
 
-# At the limit again.
+# At the limit again. The queue is empty: an accept that will need a descriptor is refused before it waits.
 refused(socket.socketpair)
+refused(listener.accept)
+listener.setblocking(False)
+refused(listener.accept)
+held.pop().close()
+try:
+    listener.accept()
+    raise AssertionError("nobody is there")
+except BlockingIOError:
+    pass
 
 # All of them closed: as many as before fit again.
 for s in held + [served, client]:

@@ -13,17 +13,19 @@ pub(crate) struct Failure {
     text: String,
     /// The exit code.
     pub(crate) code: u8,
+    /// The reader of what is printed has gone.
+    pub(crate) broken_pipe: bool,
 }
 
 impl Failure {
     /// `what` happened, and `why`, which ends with what to do where there is something.
     pub(crate) fn new(what: impl fmt::Display, why: impl fmt::Display) -> Failure {
-        Failure { text: format!("{what}: {why}"), code: OWN }
+        Failure::plain(format!("{what}: {why}"))
     }
 
     /// What another process has put into words.
     pub(crate) fn plain(text: String) -> Failure {
-        Failure { text, code: OWN }
+        Failure { text, code: OWN, broken_pipe: false }
     }
 
     /// The same with another exit code.
@@ -51,7 +53,14 @@ impl fmt::Display for Failure {
 
 impl From<hurdle_proto::spec::SpecError> for Failure {
     fn from(e: hurdle_proto::spec::SpecError) -> Failure {
-        Failure { text: e.to_string(), code: OWN }
+        Failure::plain(e.to_string())
+    }
+}
+
+impl From<hurdle_layer::Error> for Failure {
+    fn from(e: hurdle_layer::Error) -> Failure {
+        let broken_pipe = e.kind() == Some(std::io::ErrorKind::BrokenPipe);
+        Failure { broken_pipe, ..Failure::plain(e.to_string()) }
     }
 }
 
@@ -61,12 +70,12 @@ impl From<hurdle_core::Error> for Failure {
             hurdle_core::Error::Exec { code, .. } => *code,
             _ => OWN,
         };
-        Failure { text: e.to_string(), code }
+        Failure::plain(e.to_string()).code(code)
     }
 }
 
 impl From<std::io::Error> for Failure {
     fn from(e: std::io::Error) -> Failure {
-        Failure { text: e.to_string(), code: OWN }
+        Failure { broken_pipe: e.kind() == std::io::ErrorKind::BrokenPipe, ..Failure::plain(e.to_string()) }
     }
 }

@@ -5,33 +5,35 @@
 
 mod cli;
 mod commands;
+mod complete;
+mod cow;
 mod failure;
 mod output;
 mod policy;
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, Parser as _};
+use clap::Parser as _;
 
 use cli::{Cli, Command};
-use commands::{enter, look, rpc, run};
+use commands::{commit, diff, enter, layers, look, rpc, run};
 use failure::{Failure, OWN};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(e) => {
+    complete::answer();
+    let done = match Cli::try_parse_from(cli::arguments(std::env::args_os())) {
+        Ok(cli) => perform(cli),
+        Err(e) if e.use_stderr() => {
             let _ = e.print();
-            return if e.use_stderr() { ExitCode::from(OWN) } else { ExitCode::SUCCESS };
+            return ExitCode::from(OWN);
         }
+        // What was asked for: help, or the version.
+        Err(e) => output::printed(e.print()),
     };
-    match perform(cli) {
-        Ok(code) => code,
-        Err(failure) => {
-            eprintln!("hurdle: {failure}");
-            ExitCode::from(failure.code)
-        }
-    }
+    done.unwrap_or_else(|failure| {
+        hurdle_core::complain(&failure);
+        ExitCode::from(failure.code)
+    })
 }
 
 fn perform(cli: Cli) -> Result<ExitCode, Failure> {
@@ -45,15 +47,13 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Kill { envs, signal } => look::kill(&envs, signal),
         Command::Swap { env, to: (interface, spec) } => look::swap(&env, interface, spec, json),
         Command::Rpc { env, call, arguments } => rpc::rpc(&env, call.as_deref(), &arguments, json),
-        Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "hurdle", &mut std::io::stdout());
-            Ok(ExitCode::SUCCESS)
-        }
+        Command::Commit(options) => commit::commit(&options, json),
+        Command::Diff(options) => diff::diff(&options, json),
+        Command::Discard { names } => layers::discard(&names),
+        Command::Layers { action } => layers::layers(action, json),
+        Command::Completions { shell } => complete::script(shell),
         Command::Docs { page } => match page.as_str() {
-            "compatibility" => {
-                print!("{}", hurdle_net::compatibility_markdown());
-                Ok(ExitCode::SUCCESS)
-            }
+            "compatibility" => output::print(hurdle_net::compatibility_markdown()),
             _ => Err(Failure::new(page, "no such page; there is compatibility")),
         },
         Command::Server { interface } => match interface.as_str() {
@@ -63,6 +63,7 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
             "proc" => Ok(hurdle_proc::serve()),
             _ => Err(Failure::new(interface, "no standard server has this interface")),
         },
+        Command::Ask { name } => commands::exit::ask_here(&name),
         Command::Doctor => commands::doctor::doctor(json),
         Command::Demo => commands::demo::demo(json),
         Command::DemoPeer { arguments } => commands::demo::peer(&arguments),

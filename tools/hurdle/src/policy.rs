@@ -1,25 +1,41 @@
 //! What the server kinds mean: which crate plans them, which program serves them, what can become what.
 
 use hurdle_core::{Command, Policy};
-use hurdle_proto::plan::Plan;
+use hurdle_proto::plan::{IdMap, Layered, Plan};
 use hurdle_proto::spec::{Layer, Spec, SpecError};
 
-/// The standard interfaces, in the order in which they plan: files before what is mounted on them.
+/// The standard interfaces.
 pub(crate) const STANDARD: &[&str] = &["fs", "net", "auth", "proc"];
 
-/// The sum of what these servers need at launch.
-pub(crate) fn plan(rights: &[(String, Spec)], swappable: bool) -> Result<Plan, crate::Failure> {
+/// The sum of what these servers need at launch. `layer` makes or finds the layer of a copy-on-write environment, once its
+/// ids are known.
+pub(crate) fn plan<H>(
+    rights: &[(String, Spec)],
+    swappable: bool,
+    layer: impl FnOnce(&Spec, &IdMap) -> Result<(Layered, H), crate::Failure>,
+) -> Result<(Plan, Option<H>), crate::Failure> {
     let mut plan = Plan::new()?;
+    let of = |name: &str| rights.iter().find(|(interface, _)| interface == name).map(|(_, spec)| spec);
+    let files = of("fs").filter(|spec| hurdle_fs::is_layered(spec));
+    if let Some(spec) = of("auth") {
+        hurdle_auth::plan(spec, files.is_some(), &mut plan)?;
+    }
+    let (layered, held) = match files {
+        Some(spec) => layer(spec, &plan.ids).map(|(layered, held)| (Some(layered), Some(held)))?,
+        None => (None, None),
+    };
+    if let Some(spec) = of("fs") {
+        hurdle_fs::plan(spec, layered, hurdle_layer::layers_dir().ok(), &mut plan)?;
+    }
     for (interface, spec) in rights {
         match interface.as_str() {
-            "fs" => hurdle_fs::plan(spec, &mut plan)?,
+            "fs" | "auth" => {}
             "net" => hurdle_net::plan(spec, swappable, &mut plan)?,
-            "auth" => hurdle_auth::plan(spec, &mut plan)?,
             "proc" => hurdle_proc::plan(spec, &mut plan)?,
             _ => custom(spec)?,
         }
     }
-    Ok(plan)
+    Ok((plan, held))
 }
 
 /// An interface of the user's own is served by a program of his.

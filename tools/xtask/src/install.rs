@@ -11,6 +11,7 @@ use crate::stage::USER;
 /// What is needed, and the Debian package that has it. A name without `/` is a program.
 const NEEDED: &[(&str, &str)] = &[
     ("bwrap", "bubblewrap"),
+    ("fuse-overlayfs", "fuse-overlayfs"),
     ("newuidmap", "uidmap"),
     ("redis-server", "redis-server"),
     ("redis-benchmark", "redis-tools"),
@@ -21,8 +22,10 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/lib/postgresql", "postgresql"),
     ("pgbench", "postgresql-client-common"),
     ("/usr/bin/python3", "python3"),
+    ("/usr/bin/pip3", "python3-pip"),
     ("/usr/lib/python3.11/test/test_socket.py", "libpython3.11-testsuite"),
     ("node", "nodejs"),
+    ("npm", "npm"),
     ("go", "golang-go"),
     ("javac", "default-jdk-headless"),
     ("busybox", "busybox-static"),
@@ -38,8 +41,16 @@ const NEEDED: &[(&str, &str)] = &[
     ("tar", "tar"),
 ];
 
-/// The version is pinned: a newer one may refuse what this one allows.
+/// Programs that cargo builds. The versions are pinned: a newer one may refuse what this one allows.
 const DENY: &str = "cargo-deny@0.20.2";
+const PJDFSTEST: &str = "pjdfstest@0.2.2";
+
+/// Where Debian packages lie that are downloaded here, and installed by tests and benchmarks alone, inside.
+pub(crate) const PACKAGES: &str = "/var/cache/hurdle-test/packages";
+
+/// A set of about fifty with what they depend on: programs, libraries, servers with users and settings of their own.
+const SET: &str = "apache2 bc cmatrix cowsay dc ed exim4-daemon-light figlet fish hello indent lua5.4 mc nano ncdu php-cli rlwrap ruby \
+                   screen sl socat tree uuid-runtime zsh";
 
 fn packages(missing: &[&str]) -> Result {
     // Debian starts a service when it installs one; these tests start their own.
@@ -81,7 +92,36 @@ pub(crate) fn run() -> Result {
             std::fs::set_permissions(device, Permissions::from_mode(0o666))?;
         }
     }
+    downloads()?;
+    pjdfstest()?;
     deny()
+}
+
+/// Packages for the tests and benchmarks that install some.
+fn downloads() -> Result {
+    let directory = Path::new(PACKAGES);
+    let complete = directory.join("complete");
+    if std::fs::read_to_string(&complete).is_ok_and(|set| set == SET) {
+        return Ok(());
+    }
+    std::fs::create_dir_all(directory.join("partial"))?;
+    shell::run(Command::new("apt-get").args(["update", "-q"]))?;
+    let mut apt = Command::new("apt-get");
+    apt.args(["install", "-q", "-y", "--no-install-recommends", "--download-only"]);
+    apt.arg(format!("-oDir::Cache::archives={PACKAGES}")).args(SET.split_whitespace());
+    shell::run(&mut apt)?;
+    std::fs::write(complete, SET)?;
+    Ok(())
+}
+
+/// The suite of POSIX file system calls, where every user can run it. A debug build is done in half a minute.
+fn pjdfstest() -> Result {
+    if installed("pjdfstest").is_some() {
+        return Ok(());
+    }
+    let arguments = ["install", "--quiet", "--locked", "--debug", "--no-track", "--root", "/usr/local", PJDFSTEST];
+    // Elsewhere, so that this workspace's settings are not used to build it.
+    shell::run(cargo(&arguments).current_dir("/").env_remove("CARGO_TARGET_DIR"))
 }
 
 /// The unprivileged user of the tests, with ranges of ids of its own.

@@ -1,6 +1,6 @@
 //! A process about to be: everything that its exec needs is prepared before the fork.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -12,8 +12,6 @@ use super::{SignalMask, pipe, retry, wait_end};
 pub enum Group {
     /// The caller's process group.
     Inherit,
-    /// A process group of its own, in the background.
-    Own,
     /// A process group of its own, put in the foreground of its standard input.
     Foreground,
     /// A session of its own without a terminal.
@@ -40,6 +38,15 @@ pub struct Launch {
 
 /// How many fds above 2 a [`Launch`] hands down at most: the child sorts them without allocating.
 const NAMED_FDS: usize = 16;
+
+/// Of a path in the child: one system call.
+fn is_directory(path: &CStr) -> bool {
+    // SAFETY: all-zero is a valid stat; stat(2) reads a string and fills the structure.
+    unsafe {
+        let mut found: libc::stat = std::mem::zeroed();
+        libc::stat(path.as_ptr(), &raw mut found) == 0 && found.st_mode & libc::S_IFMT == libc::S_IFDIR
+    }
+}
 
 fn c_string(text: &OsStr) -> io::Result<CString> {
     CString::new(text.as_bytes())
@@ -142,7 +149,8 @@ impl Launch {
 
     /// fork(2) and execve(2). Returns the child's pid once its exec has succeeded; the caller reaps it.
     ///
-    /// Errors: that of the exec, as execvp(3) reports it (ENOENT, EACCES, ENOEXEC…); EAGAIN at the limit of processes.
+    /// Errors: that of the exec, as execvp(3) reports it (ENOENT, EACCES, ENOEXEC…), and EISDIR; EAGAIN at the limit of
+    /// processes.
     pub fn start(self) -> io::Result<i32> {
         if self.extra.len() > NAMED_FDS {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("more than {NAMED_FDS} fds handed down")));
@@ -232,7 +240,6 @@ impl Launch {
             }
             match self.group {
                 Group::Inherit => {}
-                Group::Own => _ = libc::setpgid(0, 0),
                 Group::Foreground => {
                     libc::setpgid(0, 0);
                     // SIGTTOU would stop a background process here.
@@ -264,16 +271,20 @@ impl Launch {
             if self.no_new_privileges {
                 libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
             }
-            let mut denied = false;
+            let mut failed = libc::ENOENT;
             for file in &self.candidates {
                 libc::execve(file.as_ptr(), argv.as_ptr(), envp.as_ptr());
                 match errno() {
                     libc::ENOENT | libc::ENOTDIR => {}
-                    libc::EACCES => denied = true,
+                    // The kernel says EACCES of a directory too.
+                    libc::EACCES if is_directory(file) => {
+                        failed = if failed == libc::EACCES { failed } else { libc::EISDIR }
+                    }
+                    libc::EACCES => failed = libc::EACCES,
                     other => return other,
                 }
             }
-            if denied { libc::EACCES } else { libc::ENOENT }
+            failed
         }
     }
 }

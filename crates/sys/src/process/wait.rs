@@ -27,6 +27,21 @@ impl Status {
         Status(i32::from(code) << 8)
     }
 
+    /// As it stands in a status pipe: four bytes, native order.
+    pub fn to_bytes(self) -> [u8; 4] {
+        self.0.to_ne_bytes()
+    }
+
+    /// The next one of a status pipe; `None` at its end.
+    pub fn read(pipe: &mut impl io::Read) -> io::Result<Option<Status>> {
+        let mut word = [0; 4];
+        match pipe.read_exact(&mut word) {
+            Ok(()) => Ok(Some(Status(i32::from_ne_bytes(word)))),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// Which of the four it is.
     pub fn state(self) -> State {
         let raw = self.0;

@@ -81,6 +81,16 @@ const fn high(arg: u8) -> u32 {
 const NATIVE: u32 = 0xC000_003E;
 #[cfg(target_arch = "aarch64")]
 const NATIVE: u32 = 0xC000_00B7;
+// The 32-bit one that the same machine runs: i386, ARM.
+#[cfg(target_arch = "x86_64")]
+const SMALL: u32 = 0x4000_0003;
+#[cfg(target_arch = "aarch64")]
+const SMALL: u32 = 0x4000_0028;
+/// ioctl(2) on both of these.
+const SMALL_IOCTL: u32 = 54;
+/// The bit of a call by x32 programs, and its ioctl (asm/unistd_x32.h).
+const X32: u32 = 0x4000_0000;
+const X32_IOCTL: u32 = X32 | 514;
 
 const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
 const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
@@ -191,6 +201,38 @@ impl Filter {
         Ok(Filter { program: asm.finish()?, notifies })
     }
 
+    /// A filter that keeps programs from typing on their controlling terminal (TIOCSTI, and pasting by TIOCLINUX,
+    /// ioctl_tty(2)): these fail with EPERM, for 32-bit programs too. It has no listener.
+    ///
+    /// # Errors
+    /// None are known.
+    pub fn without_typing() -> io::Result<Filter> {
+        let mut asm = Assembler::default();
+        let [native, request, refuse, allow] = [(); 4].map(|()| asm.label());
+        asm.put(LOAD, ARCH);
+        asm.branch(JEQ, NATIVE, true, native);
+        asm.branch(JEQ, SMALL, false, allow);
+        asm.put(LOAD, NR);
+        asm.branch(JEQ, SMALL_IOCTL, true, request);
+        asm.jump(allow);
+        asm.place(native);
+        asm.put(LOAD, NR);
+        for number in [libc::SYS_ioctl as u32, libc::SYS_ioctl as u32 | X32, X32_IOCTL] {
+            asm.branch(JEQ, number, true, request);
+        }
+        asm.jump(allow);
+        asm.place(request);
+        asm.put(LOAD, low(1));
+        for number in [libc::TIOCSTI as u32, libc::TIOCLINUX as u32] {
+            asm.branch(JEQ, number, true, refuse);
+        }
+        asm.place(allow);
+        asm.put(RETURN, RET_ALLOW);
+        asm.place(refuse);
+        asm.put(RETURN, RET_ERRNO | libc::EPERM as u32);
+        Ok(Filter { program: asm.finish()?, notifies: false })
+    }
+
     /// Whether any rule traps, so that somebody must hold the listener.
     pub fn notifies(&self) -> bool {
         self.notifies
@@ -208,26 +250,26 @@ impl Filter {
         if flags.wait_killable {
             bits |= FLAG_WAIT_KILLABLE;
         }
-        let program =
-            libc::sock_fprog { len: self.program.len() as libc::c_ushort, filter: self.program.as_ptr().cast_mut() };
-        // SAFETY: `program` points at live instructions; the kernel copies them and writes nothing.
-        let fd = unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, bits, &raw const program) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        let fd = self.put(bits)?;
         // SAFETY: with NEW_LISTENER the call returns a new fd that nobody else owns.
         Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
     }
 
-    /// Sets NO_NEW_PRIVS on the calling thread, which an unprivileged caller of [`Filter::install`] needs (prctl(2)).
+    /// The same without a listener: what it would trap fails with ENOSYS. Beside a filter that has one.
     ///
     /// # Errors
-    /// None are known on a kernel that has the flag (3.5).
-    pub fn no_new_privileges() -> io::Result<()> {
-        // SAFETY: this prctl takes plain numbers only.
-        match unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+    /// As [`Filter::install`], but for EBUSY.
+    pub fn install_alone(&self) -> io::Result<()> {
+        self.put(0).map(drop)
+    }
+
+    fn put(&self, bits: libc::c_ulong) -> io::Result<libc::c_long> {
+        let program =
+            libc::sock_fprog { len: self.program.len() as libc::c_ushort, filter: self.program.as_ptr().cast_mut() };
+        // SAFETY: `program` points at live instructions; the kernel copies them and writes nothing.
+        match unsafe { libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, bits, &raw const program) } {
+            -1 => Err(io::Error::last_os_error()),
+            result => Ok(result),
         }
     }
 }
@@ -349,6 +391,25 @@ mod tests {
             assert_eq!(case(other, [2, 1, 0, 0, 0, 0]), RET_ALLOW);
         }
         assert_eq!(run(&filter, 41, 0x4000_0003, [2, 1, 0, 0, 0, 0]), RET_ALLOW, "another architecture");
+    }
+
+    #[test]
+    fn nobody_types_on_the_terminal() {
+        let filter = Filter::without_typing().unwrap();
+        let case = |nr, arch, request| run(&filter, nr, arch, [0, request, 0, 0, 0, 0]);
+        let ioctl = libc::SYS_ioctl as u32;
+        for (nr, arch) in [(ioctl, NATIVE), (X32_IOCTL, NATIVE), (SMALL_IOCTL, SMALL)] {
+            // TIOCSTI, the same with a high half that the kernel does not look at, TIOCLINUX.
+            for request in [0x5412, 0xffff_ffff_0000_5412, 0x541c] {
+                assert_eq!(case(nr, arch, request), RET_ERRNO | 1, "{nr} {arch:#x} {request:#x}");
+            }
+            for request in [0x5401, 0x5410, 0x5413, 0] {
+                assert_eq!(case(nr, arch, request), RET_ALLOW);
+            }
+        }
+        assert_eq!(case(ioctl + 1, NATIVE, 0x5412), RET_ALLOW);
+        assert_eq!(case(SMALL_IOCTL, NATIVE, 0x5412), RET_ALLOW);
+        assert_eq!(case(ioctl, SMALL, 0x5412), RET_ALLOW);
     }
 
     #[test]

@@ -155,18 +155,6 @@ pub fn is_nonblocking(socket: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(check(unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_GETFL) })? & libc::O_NONBLOCK != 0)
 }
 
-/// Sets or clears O_NONBLOCK on its file (fcntl(2)).
-///
-/// # Errors
-/// None are known for a live fd.
-pub fn set_nonblocking(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
-    // SAFETY: plain numbers.
-    let flags = check(unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_GETFL) })?;
-    let flags = if on { flags | libc::O_NONBLOCK } else { flags & !libc::O_NONBLOCK };
-    // SAFETY: plain numbers.
-    check(unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
-}
-
 /// Which of the poll(2) events of `events` hold now.
 ///
 /// # Errors

@@ -1,14 +1,52 @@
-//! Threads of other processes behind pidfds, and the fds they hold.
+//! Threads of other processes behind pidfds, the fds they hold, and the network that they are in.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 
 /// How many pidfds are kept.
 const KEPT: usize = 64;
 
 /// linux/pidfd.h: the pidfd names one thread (Linux 6.9).
 const PIDFD_THREAD: libc::c_uint = libc::O_EXCL as libc::c_uint;
+
+/// PIDFD_GET_NET_NAMESPACE of linux/pidfd.h (Linux 6.11): the network namespace of the thread behind a pidfd.
+const GET_NET_NAMESPACE: u64 = 0xff04;
+
+/// A network namespace. While it is held, its number is nobody else's (namespaces(7)).
+#[derive(Debug)]
+pub struct Network {
+    file: File,
+    number: (u64, u64),
+}
+
+impl Network {
+    /// The one that process or thread `pid` is in (/proc/PID/ns/net).
+    ///
+    /// # Errors
+    /// ENOENT, ESRCH if it is gone; EACCES, EPERM if the caller may not trace it.
+    pub fn of(pid: u32) -> io::Result<Network> {
+        Network::try_from(OwnedFd::from(File::open(format!("/proc/{pid}/ns/net"))?))
+    }
+}
+
+impl TryFrom<OwnedFd> for Network {
+    type Error = io::Error;
+
+    fn try_from(fd: OwnedFd) -> io::Result<Network> {
+        let file = File::from(fd);
+        let metadata = file.metadata()?;
+        Ok(Network { file, number: (metadata.dev(), metadata.ino()) })
+    }
+}
+
+impl From<Network> for OwnedFd {
+    fn from(network: Network) -> OwnedFd {
+        network.file.into()
+    }
+}
 
 /// A small cache of pidfds by thread number. A number that was reused is noticed, since its old pidfd answers ESRCH.
 #[derive(Debug, Default)]
@@ -27,14 +65,56 @@ impl Tasks {
     /// # Errors
     /// EBADF if it has no such fd; ESRCH if it ended; EPERM if the caller may not trace it; EMFILE, ENFILE.
     pub fn fd(&mut self, tid: u32, fd: RawFd) -> io::Result<OwnedFd> {
+        self.ask(tid, |task| get_fd(task, fd))
+    }
+
+    /// Whether the thread is in this network namespace now. Nothing but the thread itself can change that.
+    ///
+    /// # Errors
+    /// ESRCH if it ended; EACCES or EPERM if the caller may not trace it; EMFILE, ENFILE.
+    pub fn is_in(&mut self, tid: u32, network: &Network) -> io::Result<bool> {
+        let asked = self.ask(tid, |task| {
+            // SAFETY: the request takes no argument, and returns a new fd.
+            match unsafe { libc::ioctl(task.as_raw_fd(), GET_NET_NAMESPACE as _, 0) } {
+                -1 => Err(io::Error::last_os_error()),
+                // SAFETY: nobody else owns it.
+                fd => Network::try_from(unsafe { OwnedFd::from_raw_fd(fd) }),
+            }
+        });
+        let found = match asked {
+            // Before Linux 6.11.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTTY | libc::EINVAL)) => Network::of(tid)?,
+            found => found?,
+        };
+        Ok(found.number == network.number)
+    }
+
+    /// Whether the thread's table of fds has no room left below its RLIMIT_NOFILE. False where that can't be told: before
+    /// Linux 6.2, or if the caller may not trace it. What its other threads do meanwhile may change the answer.
+    pub fn is_full(&mut self, tid: u32) -> bool {
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: a live structure for the old limit, and none for a new one.
+        let asked = unsafe { libc::prlimit(tid as libc::pid_t, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit) };
+        let Ok(limit) = u32::try_from(limit.rlim_cur) else { return false };
+        // Most often the last number is free, which costs least to see.
+        let last = limit.checked_sub(1).map(|last| self.fd(tid, last as RawFd));
+        if asked != 0 || matches!(last, Some(Err(_))) {
+            return false;
+        }
+        // The size of that directory is how many there are (proc(5)).
+        std::fs::metadata(format!("/proc/{tid}/fd")).is_ok_and(|found| found.len() >= u64::from(limit))
+    }
+
+    /// Asks the pidfd of a thread, which is opened for that if it is not known.
+    fn ask<T>(&mut self, tid: u32, question: impl Fn(&OwnedFd) -> io::Result<T>) -> io::Result<T> {
         if let Some(task) = self.known.get(&tid) {
-            match get_fd(task, fd) {
+            match question(task) {
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => drop(self.known.remove(&tid)),
                 other => return other,
             }
         }
         let task = open(tid)?;
-        let found = get_fd(&task, fd);
+        let found = question(&task);
         if self.known.len() >= KEPT {
             self.known.clear();
         }
@@ -87,5 +167,77 @@ pub fn raise_fd_limit() -> io::Result<()> {
     match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_where_it_went() {
+        // SAFETY: takes no arguments.
+        let own = || unsafe { libc::gettid() } as u32;
+        let here = Network::of(own()).unwrap();
+        assert!(Tasks::new().is_in(own(), &here).unwrap());
+        let elsewhere = std::thread::spawn(move || {
+            // SAFETY: plain numbers. Only this thread moves.
+            let moved = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
+            (moved, Tasks::new().is_in(own(), &here).unwrap(), Tasks::new().is_in(std::process::id(), &here).unwrap())
+        });
+        // Who may not unshare it stays.
+        let (moved, thread, process) = elsewhere.join().unwrap();
+        assert_eq!((thread, process), (!moved, true));
+    }
+
+    #[test]
+    fn a_table_is_full_when_no_number_below_the_limit_is_free() {
+        let set = |limit| {
+            let limit = libc::rlimit { rlim_cur: limit, rlim_max: 64 };
+            // SAFETY: a live structure.
+            unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+        };
+        // A child has limits and a table of its own. It holds 0 to 9 at first, and then has a hole.
+        let mut ends = [0; 2];
+        // SAFETY: room for two fds; the child makes system calls alone, and ends with _exit.
+        let child = unsafe {
+            assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+            match libc::fork() {
+                0 => {
+                    set(32);
+                    let reader = libc::dup2(ends[0], 31);
+                    (0..10).for_each(|number| _ = libc::dup2(reader, number));
+                    libc::syscall(libc::SYS_close_range, 10, 30, 0);
+                    // Of tests that run beside this one.
+                    libc::syscall(libc::SYS_close_range, 32, u32::MAX, 0);
+                    let mut byte = 0u8;
+                    for limit in [10, 9, 32] {
+                        set(limit);
+                        libc::raise(libc::SIGSTOP);
+                    }
+                    libc::read(reader, (&raw mut byte).cast(), 1);
+                    libc::_exit(0)
+                }
+                child => child,
+            }
+        };
+        let mut tasks = Tasks::new();
+        let mut found = Vec::new();
+        for _ in 0..3 {
+            let mut status = 0;
+            // SAFETY: a live number.
+            assert_eq!(unsafe { libc::waitpid(child, &raw mut status, libc::WUNTRACED) }, child);
+            found.push(tasks.is_full(child as u32));
+            // SAFETY: plain numbers.
+            unsafe { libc::kill(child, libc::SIGCONT) };
+        }
+        // SAFETY: as above; both ends are this test's own.
+        unsafe {
+            libc::kill(child, libc::SIGKILL);
+            libc::waitpid(child, std::ptr::null_mut(), 0);
+            ends.iter().for_each(|end| _ = libc::close(*end));
+        }
+        assert_eq!(found, [true, true, false]);
+        assert!(!tasks.is_full(child as u32), "it is gone");
     }
 }

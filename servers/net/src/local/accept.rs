@@ -21,7 +21,12 @@ impl State {
             return Err(Errno(libc::EINVAL));
         }
         let nonblocking = socket::is_nonblocking(listener.as_fd())?;
-        match self.take(trap, &listener, nonblocking, flags & libc::SOCK_NONBLOCK != 0)? {
+        let taken = self.take(trap, &listener, nonblocking, flags & libc::SOCK_NONBLOCK != 0);
+        // The kernel asks for room before it looks at the queue. A call that waits has passed that.
+        if !matches!(taken, Ok(Some(_))) && !trap.recovered && self.tasks.is_full(trap.call.tid) {
+            return Err(Errno(libc::EMFILE));
+        }
+        match taken? {
             Some(taken) => self.hand_out(trap, listener, mark, taken, flags),
             None if nonblocking => Err(Errno(libc::EAGAIN)),
             None => {
@@ -49,7 +54,7 @@ impl State {
                 self.returned.remove(&name);
             }
             if let Some((fd, _)) = first {
-                socket::set_nonblocking(fd.as_fd(), make_nonblocking)?;
+                hurdle_sys::process::set_nonblocking(&fd, make_nonblocking)?;
                 let peer = socket::peer_name(fd.as_fd())?;
                 return Ok(Some((fd, peer)));
             }

@@ -12,7 +12,8 @@
 //! 3. *No call of the server blocks.* What would wait is parked, and answered by the call that ends its wait.
 //! 4. *What is not ours goes on natively*, as fast as may be: the environment's own network namespace is harmless.
 //!
-//! Threads: one worker receives and answers; a clock, started by the first call that waits, ends waits that nobody ends.
+//! Threads: one worker receives and answers; a clock, started by the first call that waits, ends waits that nobody ends;
+//! a third, started by the first burst of calls, keeps a second CPU awake during bursts.
 //! Locks: [`State`] has the only one, taken for the length of one call.
 
 mod accept;
@@ -77,29 +78,24 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts serving the traps of `trap`. `ledger` is what [`Ledger::create`] made, or what an earlier server used:
-    /// the calls in it are answered first. `namespaces` (user, network) are those of the earlier server. To be called
+    /// Starts serving the traps of `trap`. `kind` decides what new sockets are; those that an earlier server carried are
+    /// carried on. `ledger` is what [`Ledger::create`] made, or what an earlier server used:
+    /// the calls in it are answered first. `network` is the environment's network namespace: who is in another one is not
+    /// served. `namespaces` (user, network) are those of the earlier server's sockets. To be called
     /// while the process has one thread, by a process that may trace the environment's.
     ///
     /// # Errors
     /// EPERM or ENOSPC where no private network namespace can be made; EMFILE, ENOMEM.
-    pub fn start(trap: OwnedFd, ledger: OwnedFd, namespaces: Option<(OwnedFd, OwnedFd)>) -> io::Result<Server> {
-        Server::start_as(Kind::Local, trap, ledger, namespaces)
-    }
-
-    /// The same for any kind: it decides what new sockets are. Those that an earlier server carried are carried on.
-    ///
-    /// # Errors
-    /// As [`Server::start`].
-    pub fn start_as(
+    pub fn start(
         kind: Kind,
         trap: OwnedFd,
         ledger: OwnedFd,
+        network: OwnedFd,
         namespaces: Option<(OwnedFd, OwnedFd)>,
     ) -> io::Result<Server> {
         hurdle_sys::target::raise_fd_limit()?;
         interruptible()?;
-        let state = State::new(namespaces)?;
+        let state = State::new(network.try_into()?, namespaces)?;
         let listener = Listener::from(trap);
         // Without it (before Linux 6.6) everything works, slower.
         let _ = listener.set_sync_wake_up();

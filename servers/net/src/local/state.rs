@@ -7,7 +7,7 @@ use hurdle_netstack::name::{Bound, Meaning, Name};
 use hurdle_netstack::ports::Ports;
 use hurdle_sys::seccomp::{Call, Listener, Slot};
 use hurdle_sys::target::socket::{self, Alarm};
-use hurdle_sys::target::{Tasks, memory};
+use hurdle_sys::target::{Network, Tasks, memory};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -101,6 +101,8 @@ pub(super) struct State {
     pub(super) ports: Ports,
     /// The private namespace's cookie.
     home: u64,
+    /// The environment's own network namespace.
+    network: Network,
     /// Calls that wait for a connection, by listener.
     pub(super) accepting: HashMap<Name, VecDeque<Waiting>>,
     /// Calls that wait for room in a backlog, by listener.
@@ -123,7 +125,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(namespaces: Option<(OwnedFd, OwnedFd)>) -> io::Result<State> {
+    pub(super) fn new(network: Network, namespaces: Option<(OwnedFd, OwnedFd)>) -> io::Result<State> {
         let inherited = namespaces.is_some();
         let mut pool = Pool::new(namespaces)?;
         let first = pool.socket(Family::V4, false)?;
@@ -134,6 +136,7 @@ impl State {
             tasks: Tasks::new(),
             ports: Ports::new(seed),
             home,
+            network,
             accepting: HashMap::new(),
             connecting: HashMap::new(),
             returned: HashMap::new(),
@@ -154,6 +157,18 @@ impl State {
             }
         }
         Ok(state)
+    }
+
+    /// Whether the caller is in the environment's own network, and not in one that was made further inside: traps follow
+    /// programs anywhere. One that may not be traced is taken for a stranger, whose calls go on natively.
+    pub(super) fn is_inside(&mut self, trap: &Trap<'_>) -> Result<bool, Errno> {
+        match self.tasks.is_in(trap.call.tid, &self.network) {
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES | libc::ESRCH | libc::ENOENT) => Ok(false),
+                _ => Err(error.into()),
+            },
+            Ok(inside) => Ok(inside),
+        }
     }
 
     /// The caller's fd, and what it remembers if it is one of ours. `None`: it is not; let the kernel answer.

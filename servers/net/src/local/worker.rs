@@ -5,6 +5,7 @@ use super::host;
 use super::state::{Answer, Errno, State, Trap, Waiting};
 use crate::table::{Handler, rows};
 use hurdle_netstack::table::handler;
+use hurdle_server::Awake;
 use hurdle_sys::seccomp::{Call, Slot};
 use hurdle_sys::target::socket::Alarm;
 use std::io;
@@ -13,6 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Instant;
+
+/// So many calls in quick succession are worth a CPU that stays awake.
+const BURST: u32 = 64;
 
 /// The handlers by system call number.
 struct Dispatch(Vec<(i32, Handler)>);
@@ -50,11 +54,15 @@ fn run(shared: &Arc<Shared>) {
     for (slot, call) in unanswered {
         serve(shared, &dispatch, &alarm, &call, slot, true);
     }
+    let awake = Awake::new(BURST);
     let mut slot = None;
     while !shared.stop.load(Ordering::SeqCst) {
         let Some(free) = slot.take().or_else(|| shared.ledger.take()) else { return };
         match shared.ledger.receive(&shared.listener, &free) {
-            Ok(call) => slot = serve(shared, &dispatch, &alarm, &call, free, false),
+            Ok(call) => {
+                slot = serve(shared, &dispatch, &alarm, &call, free, false);
+                awake.call();
+            }
             Err(error) => {
                 slot = Some(free);
                 match error.raw_os_error() {

@@ -8,7 +8,7 @@ mod part;
 mod peer;
 mod report;
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ pub(crate) fn demo(json: bool) -> Result<ExitCode, Failure> {
     let start = Instant::now();
     let progress = |what: &str| {
         if std::io::stderr().is_terminal() {
-            eprint!("\r\x1b[K{what}");
+            let _ = write!(std::io::stderr(), "\r\x1b[K{what}");
         }
     };
     progress("1 of 3: a client and a server under --net share …");
@@ -48,7 +48,7 @@ pub(crate) fn demo(json: bool) -> Result<ExitCode, Failure> {
     if json {
         output::json(&demo)?;
     } else {
-        demo.print();
+        output::print(demo.text())?;
     }
     Ok(ExitCode::from(u8::from(!well)))
 }

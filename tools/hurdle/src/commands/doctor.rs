@@ -70,8 +70,9 @@ pub(crate) fn doctor(json: bool) -> Result<ExitCode, Failure> {
     if json {
         output::json(&findings)?;
     } else {
-        // A reader that has gone (head) is no error of ours.
-        let _ = print(&findings, &mut io::stdout().lock());
+        let mut text = Vec::new();
+        print(&findings, &mut text)?;
+        output::print(String::from_utf8_lossy(&text))?;
     }
     Ok(ExitCode::from(u8::from(missing)))
 }

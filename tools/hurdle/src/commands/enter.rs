@@ -18,10 +18,6 @@ use super::look;
 use super::run::program_or_shell;
 use crate::failure::{Failure, OWN};
 
-/// Handed on to the program.
-const FORWARDED: &[i32] =
-    &[numbers::SIGTERM, numbers::SIGHUP, numbers::SIGINT, numbers::SIGQUIT, numbers::SIGUSR1, numbers::SIGUSR2];
-
 pub(crate) fn enter(env: &str, command: Vec<OsString>) -> Result<ExitCode, Failure> {
     let client = proc::Client::from(look::server(env, "proc")?);
     let argv = program_or_shell(command);
@@ -36,7 +32,7 @@ pub(crate) fn enter(env: &str, command: Vec<OsString>) -> Result<ExitCode, Failu
     } else {
         (None, [processes::duplicate(0)?, processes::duplicate(1)?, processes::duplicate(2)?])
     };
-    let mut handed: Vec<i32> = FORWARDED.to_vec();
+    let mut handed: Vec<i32> = hurdle_core::FORWARDED.to_vec();
     if terminal {
         handed.push(numbers::SIGWINCH);
     }
@@ -99,11 +95,7 @@ impl Session {
                 self.relay = None;
             }
             if is(0) {
-                let mut word = [0; 4];
-                if status.read_exact(&mut word).is_err() {
-                    return Ok(None);
-                }
-                let now = Status(i32::from_ne_bytes(word));
+                let Ok(Some(now)) = Status::read(&mut status) else { return Ok(None) };
                 if matches!(now.state(), State::Exited(_) | State::Killed(_)) {
                     // What it wrote last.
                     while let Some(relay) = &self.relay

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hurdle_proto::core::{EnvInfo, RightState, core};
 use hurdle_proto::process::proc;
-use hurdle_proto::spec::Spec;
+use hurdle_proto::spec::{Spec, similar};
 use hurdle_sys::process::{Status, numbers};
 use hurdle_wire::{CallError, Channel};
 
@@ -22,8 +22,11 @@ pub(crate) fn find(name: &str) -> Result<core::Client, Failure> {
     hurdle_core::connect(name).map_err(|e| match e.raw_os_error() {
         Some(numbers::ECONNREFUSED) => {
             let names = hurdle_core::names().unwrap_or_default();
-            let hint =
-                if names.is_empty() { "none runs".to_string() } else { format!("there is {}", names.join(", ")) };
+            let hint = match similar(name, names.iter().map(String::as_str)) {
+                _ if names.is_empty() => "none runs".to_string(),
+                Some(near) => format!("did you mean {near}? There is {}", names.join(", ")),
+                None => format!("there is {}", names.join(", ")),
+            };
             Failure::new(format!("no environment {name:?}"), hint)
         }
         Some(numbers::EPERM) => Failure::new(
@@ -49,7 +52,9 @@ pub(crate) fn ls(env: Option<&str>, json: bool) -> Result<ExitCode, Failure> {
                 // One that ends meanwhile is none; one that does not answer (a stopped job) holds up nobody.
                 match hurdle_core::connect(&name).map(|core| core.info().deadline(PATIENCE).wait()) {
                     Ok(Ok(info)) => infos.push(info),
-                    Ok(Err(CallError::Timeout)) => eprintln!("hurdle: {name} does not answer (is it stopped?)"),
+                    Ok(Err(CallError::Timeout)) => {
+                        hurdle_core::complain(format_args!("{name} does not answer (is it stopped?)"))
+                    }
                     _ => {}
                 }
             }
@@ -76,15 +81,13 @@ pub(crate) fn ls(env: Option<&str>, json: bool) -> Result<ExitCode, Failure> {
             info.command.clone(),
         ]);
     }
-    table.print();
+    let mut text = table.to_string();
     if env.is_some() {
         for right in infos.iter().flat_map(|info| &info.rights) {
-            for line in &right.stderr {
-                println!("{} said: {line}", right.interface);
-            }
+            right.stderr.iter().for_each(|line| text.push_str(&format!("{} said: {line}\n", right.interface)));
         }
     }
-    Ok(ExitCode::SUCCESS)
+    output::print(text)
 }
 
 /// What runs, in a few words each: `net 4130 up 4s, 1 swap`.
@@ -128,8 +131,7 @@ pub(crate) fn ps(env: &str, json: bool) -> Result<ExitCode, Failure> {
             p.command,
         ]);
     }
-    table.print();
-    Ok(ExitCode::SUCCESS)
+    output::print(table)
 }
 
 pub(crate) fn wait(env: &str, json: bool) -> Result<ExitCode, Failure> {
@@ -171,6 +173,6 @@ pub(crate) fn swap(env: &str, interface: String, to: Spec, json: bool) -> Result
         return output::json(&swapped);
     }
     let pause = output::micros(swapped.pause_us);
-    println!("{env}: {interface}={} is now {interface}={} (traffic waited {pause})", swapped.from, swapped.to);
-    Ok(ExitCode::SUCCESS)
+    let (from, to) = (swapped.from, swapped.to);
+    output::line(format_args!("{env}: {interface}={from} is now {interface}={to} (traffic waited {pause})"))
 }

@@ -25,14 +25,12 @@ pub(crate) fn rpc(env: &str, call: Option<&str>, arguments: &[String], json: boo
         if json {
             return output::json(&described);
         }
-        described.iter().for_each(print);
-        return Ok(ExitCode::SUCCESS);
+        return output::print(described.iter().map(text_of).collect::<String>());
     }
     // A word that is no JSON is meant as a string.
     let value = |text: &String| serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::from(text.as_str()));
     let text = serde_json::Value::from_iter(arguments.iter().map(value)).to_string();
-    println!("{}", call_text(&connection, call, &text).map_err(|e| failed(env, interface, call, &e))?);
-    Ok(ExitCode::SUCCESS)
+    output::line(call_text(&connection, call, &text).map_err(|e| failed(env, interface, call, &e))?)
 }
 
 /// A call that failed; of a server that died, what is known of its end.
@@ -41,16 +39,14 @@ fn failed(env: &str, interface: &str, call: &str, error: &CallError) -> Failure 
         let info = look::find(env).ok()?.info().wait().ok()?;
         info.rights.into_iter().find(|right| right.interface == interface)
     };
-    match (error, right()) {
-        (CallError::Dead, Some(right)) => {
-            let why = match right.state {
-                RightState::Failed { reason } => reason,
-                _ => right.stderr.last().map_or_else(|| "it said nothing".into(), |line| format!("it said: {line}")),
-            };
-            Failure::new(call, format!("the {interface} server died; {why}"))
-        }
-        _ => Failure::call(call, error),
-    }
+    let Some(right) = matches!(error, CallError::Dead).then(right).flatten() else {
+        return Failure::call(call, error);
+    };
+    let why = match right.state {
+        RightState::Failed { reason } => reason,
+        _ => right.stderr.last().map_or_else(|| "it said nothing".into(), |line| format!("it said: {line}")),
+    };
+    Failure::new(call, format!("the {interface} server died; {why}"))
 }
 
 fn interfaces(env: &str, json: bool) -> Result<ExitCode, Failure> {
@@ -60,12 +56,12 @@ fn interfaces(env: &str, json: bool) -> Result<ExitCode, Failure> {
     if json {
         return output::json(&names);
     }
-    names.iter().for_each(|name| println!("{name}"));
-    Ok(ExitCode::SUCCESS)
+    output::line(names.join("\n"))
 }
 
-fn print(interface: &Description) {
-    println!("{} = {}\n    {}", interface.name, interface.number, interface.doc.trim().replace('\n', "\n    "));
+fn text_of(interface: &Description) -> String {
+    let indented = |text: &str, depth: usize| text.trim().replace('\n', &format!("\n{:depth$}", ""));
+    let mut text = format!("{} = {}\n    {}\n", interface.name, interface.number, indented(&interface.doc, 4));
     for call in &interface.calls {
         let mark = if call.oneway {
             "oneway "
@@ -74,7 +70,7 @@ fn print(interface: &Description) {
         } else {
             ""
         };
-        println!("{:3} {mark}{call}", call.number);
-        println!("        {}", call.doc.trim().replace('\n', "\n        "));
+        text.push_str(&format!("{:3} {mark}{call}\n        {}\n", call.number, indented(&call.doc, 8)));
     }
+    text
 }

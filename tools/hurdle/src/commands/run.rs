@@ -4,26 +4,45 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
 use std::os::fd::{AsFd, AsRawFd as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use hurdle_core::{Running, Setup, Start};
+use hurdle_proto::plan::{MountStep, Root};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Group, State, Status};
 use hurdle_sys::tty;
 
 use crate::cli::Run;
+use crate::cow::{self, Held, OnExit, Wanted};
 use crate::failure::{Failure, OWN};
+use crate::output;
 use crate::policy::{self, Standard};
 
 pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
     let rights = rights(&options)?;
-    let plan = policy::plan(&rights, options.swappable)?;
+    let name = options.name.clone().unwrap_or_else(|| format!("run-{}", std::process::id()));
+    let (mut plan, held) = policy::plan(&rights, options.swappable, |spec, ids| {
+        let on_exit = if options.keep { Some(OnExit::Keep) } else { options.on_exit };
+        let interactive = !options.detach && io::stdin().is_terminal() && io::stderr().is_terminal();
+        cow::prepare(&Wanted { spec, on_exit, interactive, name: &name }, ids)
+    })?;
+    let held = held.flatten();
+    if held.is_none() && (options.keep || options.on_exit.is_some_and(|what| what != OnExit::Discard)) {
+        return Err(Failure::new("--on-exit", "only changes of --fs cow can be kept"));
+    }
+    if let (Root::Directory(_), false, Some(terminal)) = (&plan.root, options.detach, terminal()) {
+        // The other system's /dev/pts has terminals of its own only: programs find theirs here, by its device.
+        plan.mounts.push(MountStep::Bind { source: terminal, target: "/dev/console".into(), read_only: false });
+    }
+    // What it typed, the user's shell would read once the environment is over.
+    plan.guard_terminal = !options.detach && tty::can_be_typed_on();
     for note in &plan.notes {
-        eprintln!("hurdle: note: {note}");
+        hurdle_core::complain(format_args!("note: {note}"));
     }
     let argv = match (&plan.root, options.command.is_empty()) {
         // Another system may not have the user's shell.
-        (Some(_), true) => vec!["/bin/sh".into()],
+        (Root::Directory(_), true) => vec!["/bin/sh".into()],
         _ => program_or_shell(options.command),
     };
     let log = options.log.as_ref().map(|path| {
@@ -32,7 +51,7 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
     });
     let log = log.transpose()?;
     let setup = Setup {
-        name: options.name,
+        name: Some(name),
         plan,
         rights,
         start: Start {
@@ -46,7 +65,10 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
         },
         policy: Box::new(Standard),
     };
-    if options.detach { detach(setup, log) } else { Ok(end_as(Running::launch(setup)?.serve()?)) }
+    if options.detach {
+        return detach(setup, log, held);
+    }
+    end(Running::launch(setup)?.serve()?, held)
 }
 
 /// What each interface is served by: as asked, else as `--isolated` says, else shared.
@@ -55,7 +77,7 @@ fn rights(options: &Run) -> Result<Vec<(String, Spec)>, Failure> {
         asked.clone().unwrap_or_else(|| Spec::plain(if options.isolated { isolated } else { shared }))
     };
     let mut rights = vec![
-        ("fs".to_string(), choose(&options.fs, "share", "share")),
+        ("fs".to_string(), hurdle_fs::resolve(choose(&options.fs, "share", "cow"))?),
         ("net".to_string(), choose(&options.net, "share", "local")),
         ("auth".to_string(), choose(&options.auth, "same", "root")),
         ("proc".to_string(), choose(&options.proc, "own", "own")),
@@ -74,6 +96,11 @@ fn rights(options: &Run) -> Result<Vec<(String, Spec)>, Failure> {
     Ok(rights)
 }
 
+/// The terminal that one of the standard files is.
+fn terminal() -> Option<PathBuf> {
+    [0, 1, 2].into_iter().find_map(|number| tty::path(process::duplicate(number).ok()?))
+}
+
 /// What the user named, else his shell.
 pub(crate) fn program_or_shell(command: Vec<OsString>) -> Vec<OsString> {
     if command.is_empty() { vec![std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())] } else { command }
@@ -90,6 +117,14 @@ fn group() -> Group {
     }
 }
 
+/// What becomes of the changes; then ends as the program did.
+fn end(status: Status, held: Option<Held>) -> Result<ExitCode, Failure> {
+    if let Some(held) = held {
+        cow::settle(held)?;
+    }
+    Ok(end_as(status))
+}
+
 /// Ends as the program did: with its exit status, or by its signal.
 fn end_as(status: Status) -> ExitCode {
     if let State::Killed(signal) = status.state() {
@@ -99,7 +134,7 @@ fn end_as(status: Status) -> ExitCode {
 }
 
 /// The core goes on as a child without a terminal; this process waits for its first words.
-fn detach(setup: Setup, log: Option<File>) -> Result<ExitCode, Failure> {
+fn detach(setup: Setup, log: Option<File>, held: Option<Held>) -> Result<ExitCode, Failure> {
     let (read, write) = process::pipe()?;
     if process::detach()?.is_some() {
         drop(write);
@@ -110,12 +145,12 @@ fn detach(setup: Setup, log: Option<File>) -> Result<ExitCode, Failure> {
         if code != 0 {
             return Err(Failure::plain(said).code(code));
         }
-        println!("{said}");
-        return Ok(ExitCode::SUCCESS);
+        return output::line(said);
     }
     // What else the caller has open is his: a lock or a pipe must not stay with a core that goes on without him.
     let own = [Some(write.as_raw_fd()), log.as_ref().map(File::as_raw_fd)].into_iter().flatten();
     let mut keep: Vec<i32> = setup.start.fds.iter().copied().chain(own).collect();
+    keep.extend(held.iter().flat_map(Held::fds));
     process::close_all_but(&mut keep);
     let null = File::options().read(true).write(true).open("/dev/null")?;
     process::replace(null.as_fd(), 0)?;
@@ -128,7 +163,7 @@ fn detach(setup: Setup, log: Option<File>) -> Result<ExitCode, Failure> {
         Ok(running) => {
             say(&mut write, format!("0\n{}\n", running.name()))?;
             drop(write);
-            Ok(end_as(running.serve()?))
+            end(running.serve()?, held)
         }
         Err(e) => {
             let failure = Failure::from(e);

@@ -3,17 +3,18 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::launch;
 use super::report::{Figure, Measured};
-use super::rows::{Bound, Measure, Row, Side};
-use crate::shell::{Result, installed, output};
+use super::rows::{Bound, Found, Measure, Row, Side};
+use super::{launch, peers};
+use crate::shell::{Result, installed, output, user_id};
 
 /// Measures a row; `stage` holds `hurdle`, `xtask`, and a directory `files`.
 pub(crate) fn row(row: &Row, stage: &Path, quick: bool) -> Result<Measured> {
     let sides: Vec<Side> = row.sides.iter().copied().filter(|side| available(*side)).collect();
-    let mut figures: Vec<(String, Vec<f64>)> = sides.iter().map(|side| (side.name().to_owned(), Vec::new())).collect();
+    let mut figures: Found = sides.iter().map(|side| (side.name().to_owned(), Vec::new())).collect();
     match row.measure {
         Measure::Rpc => figures = rpc(stage)?,
+        Measure::Own { measure, .. } => figures = measure(stage, quick)?,
         Measure::Launch => {
             // Blocks of launches, so that what disturbs the machine for a while disturbs all sides alike.
             for _ in 0..if quick { 2 } else { 20 } {
@@ -48,6 +49,15 @@ pub(crate) fn row(row: &Row, stage: &Path, quick: bool) -> Result<Measured> {
                 }
             }
         }
+        Measure::Cold { prepare, rounds, .. } => {
+            prepare(&stage.join("files"))?;
+            for _ in 0..if quick { 1 } else { rounds } {
+                for (side, (_, found)) in sides.iter().zip(&mut figures) {
+                    peers::drop_caches(stage)?;
+                    found.push(output(&mut workload(*side, stage, row))?.trim().parse()?);
+                }
+            }
+        }
     }
     Ok(result(row, &figures))
 }
@@ -57,8 +67,13 @@ fn result(row: &Row, figures: &[(String, Vec<f64>)]) -> Measured {
     let median = |name: &str| sides.iter().find(|figure| figure.side == name).map(|figure| figure.median);
     let hurdle = median("hurdle");
     let over = |against: &str| Some(hurdle? / median(against)?);
-    let (at_least, ratio, met) = match row.bound {
-        Bound::AtMost(limit, against) => {
+    let bound = match row.bound {
+        Bound::AtMostFor { root, against, .. } if user_id() == 0 => Bound::AtMost(root, against),
+        Bound::AtMostFor { user, against, .. } => Bound::AtMost(user, against),
+        other => other,
+    };
+    let (at_least, ratio, met) = match bound {
+        Bound::AtMost(limit, against) | Bound::AtMostFor { root: limit, against, .. } => {
             let ratio = over(against);
             (format!("{limit} × {against} or less"), ratio, ratio.map(|ratio| ratio <= limit))
         }
@@ -85,7 +100,9 @@ fn result(row: &Row, figures: &[(String, Vec<f64>)]) -> Measured {
 fn available(side: Side) -> bool {
     match side {
         Side::Bwrap(_) => installed("bwrap").is_some(),
-        Side::Native | Side::Hurdle(_) => true,
+        Side::FuseOverlayfs { .. } => installed("fuse-overlayfs").is_some(),
+        Side::RootOverlay => user_id() == 0,
+        Side::Native | Side::Hurdle(_) | Side::Overlay { .. } => true,
     }
 }
 
@@ -95,6 +112,9 @@ fn command(side: Side, stage: &Path, program: &Path) -> Command {
         Side::Native => return Command::new(program),
         Side::Hurdle(options) => (stage.join("hurdle"), Some("run"), options),
         Side::Bwrap(options) => ("/usr/bin/bwrap".into(), None, options),
+        Side::Overlay { disk } => return peers::command(false, disk, stage, program),
+        Side::RootOverlay => return peers::command(false, false, stage, program),
+        Side::FuseOverlayfs { disk } => return peers::command(true, disk, stage, program),
     };
     let mut command = Command::new(runner);
     command.args(first).args(options).arg("--").arg(program);
@@ -109,7 +129,7 @@ fn workload(side: Side, stage: &Path, row: &Row) -> Command {
 }
 
 /// What the wire crate's benchmark prints: one line of JSON for each size, 64 bytes first.
-fn rpc(stage: &Path) -> Result<Vec<(String, Vec<f64>)>> {
+fn rpc(stage: &Path) -> Result<Found> {
     let text = output(&mut Command::new(stage.join("rpc_bench")))?;
     let mut figures = Vec::new();
     let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());

@@ -1,12 +1,14 @@
 //! The numbers of docs/performance.md: each row measured in interleaved rounds, natively, in an environment, and in what
 //! users would pick instead where that is installed.
 //!
-//! `rows` declares what is measured; `measure` runs one row's rounds, in a process of its own that is pinned to one CPU if the
+//! `rows` and `cow` declare what is measured; `peers` starts what other things than hurdle are held against; `measure` runs one row's rounds, in a process of its own that is pinned to one CPU if the
 //! row is, and that belongs to the user who measures; `workload` is what a row does inside of a side; `report` keeps the
 //! results in docs/performance.json and prints them.
 
+mod cow;
 mod launch;
 mod measure;
+mod peers;
 mod report;
 mod rows;
 mod workload;
@@ -19,7 +21,7 @@ use clap::Args;
 use crate::shell::{Result, cargo, output, run as run_command};
 use crate::stage::{Stage, User};
 use crate::test::release_directory;
-use rows::{Measure, ROWS, Row};
+use rows::{Measure, Row};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -51,7 +53,7 @@ pub(crate) struct MeasureOptions {
 /// The chore.
 pub(crate) fn run(options: &Options) -> Result {
     if options.list {
-        ROWS.iter().for_each(|row| println!("{:24} {}", row.name, row.what));
+        rows::all().for_each(|row| println!("{:24} {}", row.name, row.what));
         return Ok(());
     }
     let chosen = chosen(&options.rows)?;
@@ -68,9 +70,12 @@ pub(crate) fn run(options: &Options) -> Result {
         run_command(&mut cargo(&["build", "--release", "--package", "hurdle-wire", "--example", "rpc_bench"]))?;
         stage.program(&release.join("examples/rpc_bench"), "rpc_bench")?;
     }
-    let files = stage.path().join("files");
-    std::fs::create_dir(&files)?;
-    std::os::unix::fs::chown(&files, Some(user.id), None)?;
+    let [files, layers, memory] = ["files", "layers", "layers/memory"].map(|name| stage.path().join(name));
+    for directory in [&files, &layers, &memory] {
+        std::fs::create_dir(directory)?;
+        std::os::unix::fs::chown(directory, Some(user.id), None)?;
+    }
+    peers::serve_caches(stage.path())?;
 
     let mut results = Vec::new();
     for row in chosen {
@@ -86,6 +91,7 @@ pub(crate) fn run(options: &Options) -> Result {
         command
             .args(options.quick.then_some("--quick"))
             .env("TMPDIR", &files)
+            .env("XDG_STATE_HOME", &layers)
             .stdin(Stdio::null())
             .stderr(Stdio::inherit());
         match output(&mut command) {
@@ -105,12 +111,12 @@ pub(crate) fn run(options: &Options) -> Result {
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Row>> {
     if names.is_empty() {
-        return Ok(ROWS.iter().collect());
+        return Ok(rows::all().collect());
     }
     let mut chosen = Vec::new();
     for name in names {
         // `redis` stands for all rows that begin so.
-        let found: Vec<&Row> = ROWS.iter().filter(|row| row.name.starts_with(name.as_str())).collect();
+        let found: Vec<&Row> = rows::all().filter(|row| row.name.starts_with(name.as_str())).collect();
         if found.is_empty() {
             return Err(format!("no row {name}; cargo xtask bench --list").into());
         }
@@ -130,7 +136,9 @@ pub(crate) fn measure(options: &MeasureOptions) -> Result {
 /// The workload of a row; prints its figure.
 pub(crate) fn inside(row: &str, files: &Path) -> Result {
     match rows::named(row)?.measure {
-        Measure::Inside { work, .. } => println!("{}", work(files)?),
+        Measure::Inside { work, .. } | Measure::Cold { work, .. } | Measure::Own { work, .. } => {
+            println!("{}", work(files)?)
+        }
         Measure::Memory => launch::idle()?,
         _ => return Err(format!("{row} has no workload of its own").into()),
     }

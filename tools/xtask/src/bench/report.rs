@@ -6,10 +6,13 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-use super::rows::ROWS;
+use super::rows;
 use crate::shell::{Result, output, root};
 
 const KEPT: &str = "docs/performance.json";
+
+/// What the rows of copy-on-write files are held against.
+const COPY_ON_WRITE: [&str; 6] = ["native", "hurdle", "overlay", "fuse-overlayfs", "bwrap", "cp -a"];
 
 /// One side's figure in a row.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -131,25 +134,31 @@ fn render(kept: &Kept) -> String {
          a figure is the median.\nThe ratio is hurdle's figure by that of the side it is held against. *One CPU* rows run with \
          all processes on CPU 0:\nthey show the cost of the mechanism, the others add wake-ups between CPUs.\n",
     );
-    for (user, rows) in kept {
+    for (user, kept) in kept {
         let _ = write!(text, "\n## As {user}\n");
-        let mut last: Option<&Place> = None;
-        for row in ROWS {
-            let Some(Entry { place, measured }) = rows.get(row.name) else { continue };
-            if last != Some(place) {
-                let Place { machine, date, commit } = place;
-                let _ = write!(text, "\n{machine}; {date}; commit {commit}.\n\n");
-                text.push_str("| what | native | hurdle | bwrap | unit | ratio | wanted | met | runs |\n");
-                text.push_str("|---|---|---|---|---|---|---|---|---|\n");
-                last = Some(place);
-            }
-            table_row(&mut text, measured);
+        let entries: Vec<&Entry> = rows::all().filter_map(|row| kept.get(row.name)).collect();
+        for entries in entries.chunk_by(|one, next| one.place == next.place && columns(one) == columns(next)) {
+            let Place { machine, date, commit } = &entries[0].place;
+            let columns = columns(entries[0]);
+            let _ = write!(text, "\n{machine}; {date}; commit {commit}.\n\n| what |");
+            columns.iter().for_each(|column| text.extend([" ", column, " |"]));
+            let _ = write!(
+                text,
+                " unit | ratio | wanted | met | runs |\n|---|{}---|---|---|---|---|\n",
+                "---|".repeat(columns.len())
+            );
+            entries.iter().for_each(|entry| table_row(&mut text, &entry.measured, columns));
         }
     }
     text
 }
 
-fn table_row(text: &mut String, measured: &Measured) {
+/// The sides that a row's table shows.
+fn columns(entry: &Entry) -> &'static [&'static str] {
+    if entry.measured.row.starts_with("cow-") { &COPY_ON_WRITE } else { &["native", "hurdle", "bwrap"] }
+}
+
+fn table_row(text: &mut String, measured: &Measured, columns: &[&str]) {
     let side = |name: &str| {
         let found = measured.sides.iter().find(|figure| figure.side == name);
         found.map_or("-".to_owned(), |figure| amount(figure.median))
@@ -157,9 +166,8 @@ fn table_row(text: &mut String, measured: &Measured) {
     let Measured { what, unit, at_least, runs, .. } = measured;
     let ratio = measured.ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"));
     let met = measured.met.map_or("-", |met| if met { "yes" } else { "**no**" });
-    let (native, hurdle, bwrap) = (side("native"), side("hurdle"), side("bwrap"));
-    let _ =
-        writeln!(text, "| {what} | {native} | {hurdle} | {bwrap} | {unit} | {ratio} | {at_least} | {met} | {runs} |");
+    let sides: String = columns.iter().map(|column| format!(" {} |", side(column))).collect();
+    let _ = writeln!(text, "| {what} |{sides} {unit} | {ratio} | {at_least} | {met} | {runs} |");
     // Further sizes of the same thing.
     let sizes = measured.sides.iter().filter_map(|figure| figure.side.strip_prefix("native, "));
     for size in sizes {

@@ -14,6 +14,12 @@ pub(crate) enum Side {
     Hurdle(&'static [&'static str]),
     /// In bubblewrap with these options.
     Bwrap(&'static [&'static str]),
+    /// On an overlay of the kernel's, whose layer is in memory or on disk.
+    Overlay { disk: bool },
+    /// The same over all files, which only root can mount.
+    RootOverlay,
+    /// On fuse-overlayfs.
+    FuseOverlayfs { disk: bool },
 }
 
 impl Side {
@@ -22,9 +28,14 @@ impl Side {
             Side::Native => "native",
             Side::Hurdle(_) => "hurdle",
             Side::Bwrap(_) => "bwrap",
+            Side::Overlay { .. } | Side::RootOverlay => "overlay",
+            Side::FuseOverlayfs { .. } => "fuse-overlayfs",
         }
     }
 }
+
+/// What was measured of each side.
+pub(crate) type Found = Vec<(String, Vec<f64>)>;
 
 /// How a row is measured.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +46,10 @@ pub(crate) enum Measure {
     Rate,
     /// The figure that a function of `workload` returns, after another one has made its files.
     Inside { work: fn(&Path) -> Result<f64>, prepare: fn(&Path) -> Result, rounds: usize },
+    /// The same, each time in a fresh environment after the kernel has dropped its caches.
+    Cold { work: fn(&Path) -> Result<f64>, prepare: fn(&Path) -> Result, rounds: usize },
+    /// The figures of its own sides, which a function makes with the files of `stage`; `work` is what it runs inside.
+    Own { measure: fn(&Path, bool) -> Result<Found>, work: fn(&Path) -> Result<f64> },
     /// PSS of all processes of an idle environment but its program, in MiB.
     Memory,
     /// What the wire crate's own benchmark prints, in µs.
@@ -46,6 +61,8 @@ pub(crate) enum Measure {
 pub(crate) enum Bound {
     /// hurdle's figure is at most so many times that of the side named.
     AtMost(f64, &'static str),
+    /// The same, with another number for root than for a user.
+    AtMostFor { root: f64, user: f64, against: &'static str },
     /// hurdle's figure is at least so many times that of the side named.
     AtLeast(f64, &'static str),
     /// hurdle's figure is at most this.
@@ -115,7 +132,11 @@ const fn alone(name: &'static str, what: &'static str, unit: &'static str, measu
 }
 
 /// All rows, in the order of docs/performance.md.
-pub(crate) const ROWS: &[Row] = &[
+pub(crate) fn all() -> impl Iterator<Item = &'static Row> {
+    ROWS.iter().chain(super::cow::ROWS)
+}
+
+const ROWS: &[Row] = &[
     launch("launch", "`hurdle run -- true`", LAUNCH, 1.2),
     pinned(launch("launch-pinned", "the same on one CPU", LAUNCH, 1.2)),
     launch("launch-local", "`hurdle run --net local --auth root -- true`", LAUNCH_LOCAL, 1.5),
@@ -157,5 +178,5 @@ pub(crate) const ROWS: &[Row] = &[
 
 /// The row called `name`.
 pub(crate) fn named(name: &str) -> Result<&'static Row> {
-    ROWS.iter().find(|row| row.name == name).ok_or_else(|| format!("no row {name}").into())
+    all().find(|row| row.name == name).ok_or_else(|| format!("no row {name}").into())
 }

@@ -236,9 +236,10 @@ pub(crate) fn tar(files: &Path) -> Result<f64> {
     })
 }
 
-fn git(files: &Path, arguments: &[&str]) -> Result<String> {
+/// git in a repository, without the settings of whoever measures.
+pub(crate) fn git(repository: &Path, arguments: &[&str]) -> Result<String> {
     let mut git = command("git");
-    git.arg("-C").arg(files.join("tree")).args(["-c", "safe.directory=*", "-c", "gc.auto=0"]);
+    git.arg("-C").arg(repository).args(["-c", "safe.directory=*", "-c", "gc.auto=0"]);
     git.args(["-c", "user.name=Shepherd", "-c", "user.email=shepherd@example.org"]).args(arguments);
     output(git.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null"))
 }
@@ -246,15 +247,16 @@ fn git(files: &Path, arguments: &[&str]) -> Result<String> {
 /// Makes the tree a git repository.
 pub(crate) fn repository(files: &Path) -> Result {
     tree(files)?;
-    git(files, &["init", "-q"])?;
-    git(files, &["add", "."])?;
-    git(files, &["commit", "-q", "-m", "all"])?;
+    let tree = files.join("tree");
+    git(&tree, &["init", "-q"])?;
+    git(&tree, &["add", "."])?;
+    git(&tree, &["commit", "-q", "-m", "all"])?;
     Ok(())
 }
 
 /// Milliseconds.
 pub(crate) fn git_status(files: &Path) -> Result<f64> {
-    milliseconds(|| git(files, &["status", "--porcelain"]).map(drop))
+    milliseconds(|| git(&files.join("tree"), &["status", "--porcelain"]).map(drop))
 }
 
 /// Makes a project of 60 C files.

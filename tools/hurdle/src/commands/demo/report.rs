@@ -82,8 +82,9 @@ pub(crate) struct Demo {
 }
 
 impl Demo {
-    pub(crate) fn print(&self) {
-        println!("A client and a server on 127.0.0.1, two processes:\n");
+    /// For people.
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::from("A client and a server on 127.0.0.1, two processes:\n\n");
         let mut table = Table::new(&["", "--net share", "--net local", "local against share"]);
         for (place, share, local) in
             [("", self.share.free, self.local.free), (", one CPU", self.share.one_cpu, self.local.one_cpu)]
@@ -102,9 +103,9 @@ impl Demo {
             let (a, b) = (share.connections_per_s, local.connections_per_s);
             row("connections", "/s", a, b, b / a);
         }
-        table.print();
-        println!(
-            "\nA server is swapped while one connection is busy all the time and a new one is made every 10 ms:\n"
+        text.push_str(&table.to_string());
+        text.push_str(
+            "\nA server is swapped while one connection is busy all the time and a new one is made every 10 ms:\n\n",
         );
         let mut table = Table::new(&["SWAP", "TRAFFIC WAITED", "LONGEST ROUND TRIP", "LONGEST CONNECTION", "FAILED"]);
         for swap in &self.swaps {
@@ -116,28 +117,33 @@ impl Demo {
                 swap.traffic.failed.to_string(),
             ]);
         }
-        table.print();
+        text.push_str(&table.to_string());
+        let mut line = |line: String| {
+            text.push_str(&line);
+            text.push('\n');
+        };
         for why in &self.refused {
-            println!("refused: {why}");
+            line(format!("refused: {why}"));
         }
         let t = &self.traffic;
-        println!(
+        line(format!(
             "\n{} swaps, {} round trips, {} connections, {} failed. {:.1} s in all.",
             self.swaps.len(),
             t.round_trips,
             t.connections,
             t.failed,
             self.seconds
-        );
+        ));
         if t.listened_anew > 0 {
-            println!(
+            line(format!(
                 "A listener stays in the network it was made in: the server listened anew {} times.",
                 t.listened_anew
-            );
+            ));
         }
         if let Some(failure) = &t.failure {
-            println!("the first failure: {failure}");
+            line(format!("the first failure: {failure}"));
         }
+        text
     }
 }
 

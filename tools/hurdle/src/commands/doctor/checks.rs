@@ -44,8 +44,8 @@ pub(crate) const CHECKS: &[Check] = &[
     optional("sync-wake-up", "net=local: traps without a change of CPU", traps::sync_wake_up),
     optional("id-ranges", "auth=root: more than one id inside (chown, su, apt)", id_ranges),
     optional("limits", "hundreds of environments side by side", limits),
-    optional("fuse", "translators, in a later release", files::fuse),
-    optional("overlay", "fs=cow, in a later release", files::overlay),
+    optional("fuse", "fs=cow, for a user who is not root", files::fuse),
+    optional("overlay", "fs=cow: changes kept apart", files::overlay),
 ];
 
 /// Id maps with ranges, written as `--auth root` has them written.
@@ -56,7 +56,7 @@ fn id_ranges(report: &Report) -> Outcome {
     if !root {
         report.at(Step::Ranges);
         let spec: Spec = "root,ids=range".parse().map_err(|e| report.wrong(format!("{e}")))?;
-        hurdle_auth::plan(&spec, &mut plan).map_err(|e| refuse(e.to_string()))?;
+        hurdle_auth::plan(&spec, false, &mut plan).map_err(|e| refuse(e.to_string()))?;
     }
     let stay = || -> i32 {
         if ns::die_with_parent().is_err() {

@@ -1,0 +1,52 @@
+//! What happens between the clone of init and its last word: the environment comes to stand.
+
+use hurdle_sys::memfd;
+use hurdle_sys::seccomp::Ledger;
+
+use super::Env;
+use crate::inside::{ATTACH, READY};
+use crate::right::Holder;
+use crate::{Error, files};
+
+impl Env {
+    /// Waits until init has said that the environment stands. Servers that it needs for that are started on the way.
+    pub(super) fn stand(&mut self) -> Result<(), Error> {
+        let system = |what: &'static str| move |e| Error::System(what, e);
+        if self.launched.words.front() == Some(&ATTACH) {
+            // The server starts while init still works.
+            let n = self.find("fs").map_err(|e| Error::SetUp(e.reason))?;
+            let spec = self.rights[n].spec.clone();
+            let borrower = self.new_borrower(n, &spec).map_err(Error::SetUp)?;
+            let lent = files::attachments(self.launched.word()?);
+            if lent.is_empty() {
+                return Err(self.launched.failure());
+            }
+            let nodes = memfd::create(c"hurdle-nodes").map_err(system("no memory for the fs server"))?;
+            let right = &mut self.rights[n];
+            right.attachments.extend(lent.into_iter().chain([("nodes".to_string(), nodes)]));
+            right.holder = Holder::Lent(borrower);
+            self.hand_over(n);
+        }
+        while !self.launched.words.is_empty() && self.over.is_none() {
+            self.over = self.turn()?;
+            if let Some(Holder::Failed { reason, .. }) = self.rights.first().map(|right| &right.holder) {
+                return Err(Error::SetUp(format!("the server of its files failed: {reason}")));
+            }
+        }
+        if self.launched.words.is_empty() { Ok(()) } else { Err(self.launched.failure()) }
+    }
+
+    /// The next word of init.
+    pub(super) fn word(&mut self) -> Result<(), Error> {
+        let ready = self.launched.words.front() == Some(&READY);
+        let fds = self.launched.word()?;
+        if ready && !fds.is_empty() {
+            let n = self.find("net").map_err(|e| Error::SetUp(e.reason))?;
+            let ledger = Ledger::create().map_err(|e| Error::System("no memory for trapped calls", e))?;
+            let lent =
+                ["trap", "network", "ledger"].map(str::to_string).into_iter().zip(fds.into_iter().chain([ledger]));
+            self.rights[n].attachments.extend(lent);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,339 @@
+//! The files of an environment: what the core prepares of them before the clone, and what init makes of a plan's mounts.
+//!
+//! A layered root is one kernel overlay on each of the parent's file systems. The host's root makes them before the clone, in
+//! the host's own mount namespace, with all that overlays can do; init only attaches them. Anybody else's init makes one
+//! overlay, and what lies below it is shown by the fs server through FUSE (see `Layered::mirrored`).
+
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use hurdle_proto::plan::{Layered, MountStep, Place, Plan, Root};
+use hurdle_sys::mount::{self, Tree};
+
+use crate::os;
+
+/// What the core has made before the clone.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    /// Overlays, in the order of the plan.
+    overlays: Vec<OwnedFd>,
+    /// The layer's directory.
+    pub(crate) layer: Option<OwnedFd>,
+}
+
+impl Prepared {
+    /// The fds that init needs.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.overlays.iter().chain(&self.layer)
+    }
+}
+
+/// Makes what must be made in the parent's namespaces.
+pub(crate) fn prepare(plan: &Plan) -> Result<Prepared, String> {
+    let Root::Layered(layered) = &plan.root else { return Ok(Prepared::default()) };
+    let layer = match &layered.place {
+        Place::Directory(path) => {
+            Some(open(path).map_err(|e| format!("the layer {} can't be opened: {e}", path.display()))?)
+        }
+        Place::Memory { .. } if layered.mirrored => None,
+        Place::Memory { options, label } => {
+            let tmpfs = memory(options).and_then(|tmpfs| fill(&tmpfs, layered, label).map(|()| tmpfs));
+            Some(tmpfs.map_err(|e| format!("no layer in memory: {e}"))?)
+        }
+    };
+    let mut prepared = Prepared { overlays: Vec::new(), layer };
+    if let (false, Some(layer)) = (layered.mirrored, &prepared.layer) {
+        for mount in &layered.mounts {
+            let made = open(&mount.at).and_then(|below| {
+                let mut bases = opened(&mount.bases)?;
+                bases.splice(0..0, mask(layered, &mount.at)?);
+                overlay(&below, &bases, &mount.dir, layer, layered)
+            });
+            prepared.overlays.push(made.map_err(|e| format!("no overlay on {}: {e}", mount.at.display()))?);
+        }
+    }
+    Ok(prepared)
+}
+
+/// A layer in which the hidden paths of the file system at `root` are deleted, if it has any. Directories on the way there
+/// look as they do below.
+fn mask(layered: &Layered, root: &Path) -> io::Result<Option<OwnedFd>> {
+    let on = |path: &Path| {
+        layered.mounts.iter().map(|m| &m.at).filter(|at| path.starts_with(at)).max_by_key(|at| at.as_os_str().len())
+    };
+    let within = |path: &Path| layered.hidden.iter().any(|other| other != path && path.starts_with(other));
+    let hidden = layered.hidden.iter().filter(|path| on(path).is_some_and(|at| at == root) && !within(path));
+    let hidden: Vec<&PathBuf> = hidden.collect();
+    if hidden.is_empty() {
+        return Ok(None);
+    }
+    let mask = memory(&[])?;
+    for path in hidden {
+        let below = path.strip_prefix(root).unwrap_or(path);
+        let mut host = root.to_path_buf();
+        let mut ours = mount::path_of(&mask);
+        for name in below.parent().into_iter().flat_map(Path::components) {
+            host.push(name);
+            ours.push(name);
+            if !ours.exists() {
+                let metadata = host.metadata()?;
+                std::fs::create_dir(&ours)?;
+                std::os::unix::fs::chown(&ours, Some(metadata.uid()), Some(metadata.gid()))?;
+                std::fs::set_permissions(&ours, metadata.permissions())?;
+            }
+        }
+        if let Some(name) = below.file_name()
+            && path.symlink_metadata().is_ok()
+            && !ours.join(name).exists()
+        {
+            mount::whiteout(&ours.join(name))?;
+        }
+    }
+    Ok(Some(mask))
+}
+
+fn opened(paths: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
+    paths.iter().map(|path| open(path)).collect()
+}
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    File::open(path).map(OwnedFd::from)
+}
+
+/// A tmpfs for a layer.
+fn memory(options: &[(String, String)]) -> io::Result<OwnedFd> {
+    // Small inode numbers, so that an overlay can tell them from those of the host by their high bits.
+    let given = options.iter().map(|(key, value)| (key.as_str(), Some(value.as_str())));
+    let options: Vec<_> = given.chain([("inode32", None)]).collect();
+    mount::detached("tmpfs", &options)
+}
+
+/// The directories of a new layer, and what says what it is.
+fn fill(layer: &OwnedFd, layered: &Layered, label: &[u8]) -> io::Result<()> {
+    let path = mount::path_of(layer);
+    for mount in &layered.mounts {
+        for name in ["upper", "work"] {
+            std::fs::create_dir_all(path.join(&mount.dir).join(name))?;
+        }
+    }
+    File::create_new(path.join("layer.json"))?.write_all(label)
+}
+
+/// One overlay, attached nowhere yet: `below` is the directory that it shows changed, `dir` its own in the layer.
+fn overlay(below: &OwnedFd, bases: &[OwnedFd], dir: &str, layer: &OwnedFd, layered: &Layered) -> io::Result<OwnedFd> {
+    let unprivileged = layered.mirrored;
+    // Options are at most 255 bytes and have separators, so all paths are those of fds.
+    let own = mount::path_of(layer).join(dir);
+    let (upper, work) = (open(&own.join("upper"))?, open(&own.join("work"))?);
+    let text = |path: PathBuf| path.to_string_lossy().into_owned();
+    let apart = if bases.is_empty() || unprivileged { None } else { Some(apart(below)?) };
+    let below = apart.as_ref().unwrap_or(below);
+    let lower: Vec<String> = bases.iter().chain([below]).map(|fd| text(mount::path_of(fd))).collect();
+    let (lower, upper, work) = (lower.join(":"), text(mount::path_of(&upper)), text(mount::path_of(&work)));
+    let mut options = vec![
+        ("source", Some("hurdle")),
+        ("lowerdir", Some(lower.as_str())),
+        ("upperdir", Some(upper.as_str())),
+        ("workdir", Some(work.as_str())),
+    ];
+    // Only the host's root may have the kernel move directories by a mark.
+    options.push(if unprivileged { ("userxattr", None) } else { ("redirect_dir", Some("on")) });
+    // Files of both file systems are shown as of one: what walks a tree and stays on it (find -xdev, tar) goes by that, and git
+    // by an inode's number.
+    options.push(("xino", Some("on")));
+    // Links of one file stay so when it is written. The index refers to the very inodes of the host: nothing to be kept for later.
+    if !unprivileged && matches!(layered.place, Place::Memory { .. }) {
+        options.push(("index", Some("on")));
+    }
+    mount::detached("overlay", &options)
+}
+
+/// The same directory as a file system of its own, to be read: an overlay refuses a layer that lies below another (ELOOP), and
+/// the bases may lie below the directory itself.
+fn apart(directory: &OwnedFd) -> io::Result<OwnedFd> {
+    let empty = memory(&[])?;
+    let lower = format!("{}:{}", mount::path_of(&empty).display(), mount::path_of(directory).display());
+    mount::detached("overlay", &[("source", Some("hurdle")), ("lowerdir", Some(&lower))])
+}
+
+/// How init tells the core of an attachment of the fs server.
+pub(crate) type Attach<'a> = &'a dyn Fn(&[OwnedFd]) -> io::Result<()>;
+
+/// Makes the files of the plan, in the new mount namespace.
+pub(crate) fn set_up(plan: &Plan, prepared: &Prepared, attach: Attach<'_>) -> Result<(), String> {
+    // Before anything covers them.
+    let mut held = plan.mounts.iter().map(hold).collect::<Result<Vec<_>, _>>()?;
+    let root = match &plan.root {
+        Root::Parent => None,
+        Root::Directory(root) => {
+            mount::bind(root, root).map_err(|e| format!("{} can't be made a root: {e}", root.display()))?;
+            Some(root.clone())
+        }
+        Root::Layered(layered) => Some(stand(layered, prepared, attach)?),
+    };
+    let tree = root.as_deref().unwrap_or(Path::new("/"));
+    let tree = Tree::open(tree).map_err(|e| format!("{} can't be made a root: {e}", tree.display()))?;
+    for (n, step) in plan.mounts.iter().enumerate() {
+        let own = held[n].take();
+        let later = plan.mounts[n + 1..].iter().zip(&held[n + 1..]);
+        let later = later.filter_map(|(step, held)| Some((step.shared()?, held.as_ref()?)));
+        take(step, own, &tree, later).map_err(|(what, e)| {
+            let hint = if what.starts_with("proc") && e.raw_os_error() == Some(os::EPERM) {
+                "; part of the host's own /proc is hidden (a container?): `hurdle doctor` tells more"
+            } else if root.is_some() && e.kind() == io::ErrorKind::NotFound {
+                "; a link in that tree leads out of it, or nowhere"
+            } else {
+                ""
+            };
+            format!("{what}: {e}{hint}")
+        })?;
+    }
+    match root {
+        None => Ok(()),
+        Some(root) => mount::pivot(&root).map_err(|e| format!("{} can't become /: {e}", root.display())),
+    }
+}
+
+/// What a step takes from the parent's files.
+fn hold(step: &MountStep) -> Result<Option<OwnedFd>, String> {
+    let MountStep::Bind { source, read_only, .. } = step else { return Ok(None) };
+    let held = mount::copy_of(source, true).and_then(|held| {
+        if *read_only {
+            mount::read_only_detached(&held)?;
+        }
+        Ok(held)
+    });
+    held.map(Some).map_err(|e| format!("{} can't be shown: {e}", source.display()))
+}
+
+/// Nothing is followed out of the tree: whoever wrote it may not be trusted. `later`: what is to be shown, and
+/// where.
+fn take<'a>(
+    step: &MountStep,
+    held: Option<OwnedFd>,
+    tree: &Tree,
+    later: impl Iterator<Item = (&'a Path, &'a OwnedFd)>,
+) -> Result<(), (String, io::Error)> {
+    let (done, what) = match step {
+        MountStep::Instance { kind, target, options } => (
+            tree.directory(target).and_then(|place| mount::instance(kind, &place.path(), options)),
+            format!("{kind} can't be mounted on {}", target.display()),
+        ),
+        MountStep::Renew { kind, target } => {
+            let _ = tree.find(target).and_then(|place| mount::renew(kind, &place.path()));
+            return Ok(());
+        }
+        MountStep::Bind { source, target, .. } => {
+            // Its own path may be covered by now.
+            let attached = held.map_or(Ok(()), |held| {
+                let place = if mount::path_of(&held).is_dir() { tree.directory(target) } else { tree.file(target) };
+                mount::attach(held, &place?.path())
+            });
+            (attached, format!("{} can't be shown at {}", source.display(), target.display()))
+        }
+        MountStep::Hide { target } => (hide(target, tree, later), format!("{} can't be hidden", target.display())),
+        MountStep::ReadOnly { target } => (
+            tree.find(target).and_then(|place| mount::read_only(&place.path())),
+            format!("{} can't be made read-only", target.display()),
+        ),
+        MountStep::Symlink { text, target } => {
+            (tree.symlink(text, target), format!("the link {} can't be made", target.display()))
+        }
+    };
+    done.map_err(|e| (what, e))
+}
+
+/// Covers what is at `target`, if there is something. Only what is shown below it by a later step has its place there.
+fn hide<'a>(target: &Path, tree: &Tree, later: impl Iterator<Item = (&'a Path, &'a OwnedFd)>) -> io::Result<()> {
+    let place = match tree.find(target) {
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
+        place => place?,
+    };
+    let empty = mount::detached("tmpfs", &[("mode", Some("755")), ("size", Some("4k"))])?;
+    if place.path().metadata()?.is_dir() {
+        for (shown, what) in later {
+            let Ok(below) = shown.strip_prefix(target) else { continue };
+            let path = mount::path_of(&empty).join(below);
+            let is_dir = mount::path_of(what).is_dir();
+            std::fs::create_dir_all(if is_dir { &path } else { path.parent().unwrap_or(&path) })?;
+            if !is_dir {
+                File::create_new(&path)?;
+            }
+        }
+        mount::read_only_detached(&empty)?;
+        return mount::attach(empty, &place.path());
+    }
+    let file = mount::path_of(&empty).join("empty");
+    File::create_new(&file)?;
+    let file = mount::copy_of(&file, false)?;
+    mount::read_only_detached(&file)?;
+    mount::attach(file, &place.path())
+}
+
+/// Makes a layered root; where it stands. All that it is made of lies on a tmpfs that goes with the old root.
+fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<PathBuf, String> {
+    let at = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
+    let stage = ["/tmp", "/run", "/mnt", "/usr"].iter().map(Path::new).find(|path| path.is_dir());
+    let stage = stage.ok_or("the parent has none of /tmp, /run, /mnt and /usr, one of which init works on")?;
+    // What init mounts must come from its own namespace; and the stage may cover the place of the layer.
+    let own = match (&layered.place, layered.mirrored) {
+        (Place::Directory(path), true) => {
+            Some(open(path).map_err(|e| format!("the layer {} can't be opened: {e}", path.display()))?)
+        }
+        _ => None,
+    };
+    let bases = match layered.mounts.as_slice() {
+        [mount] if layered.mirrored => opened(&mount.bases).map_err(at("a layer below"))?,
+        _ => Vec::new(),
+    };
+    mount::instance("tmpfs", stage, "mode=700").map_err(at("no tmpfs"))?;
+    let root = stage.join("root");
+    std::fs::create_dir(&root).map_err(at("no directory on a tmpfs"))?;
+    if !layered.mirrored {
+        for (overlay, mount) in prepared.overlays.iter().zip(&layered.mounts) {
+            let attached = match mount.at == Path::new("/") {
+                true => mount::attach(overlay, &root),
+                false => Tree::open(&root)
+                    .and_then(|tree| tree.find(&mount.at))
+                    .and_then(|place| mount::attach(overlay, &place.path())),
+            };
+            attached.map_err(|e| format!("the overlay on {} can't be attached: {e}", mount.at.display()))?;
+        }
+        return Ok(root);
+    }
+    let below = stage.join("below");
+    std::fs::create_dir(&below).map_err(at("no directory on a tmpfs"))?;
+    let (device, fuse) = hurdle_sys::fuse::create("hurdle").map_err(|e| {
+        format!("the parent's files can't be shown through FUSE: {e}; is /dev/fuse there, and may you write to it? (as root: chmod 666 /dev/fuse)")
+    })?;
+    mount::attach(fuse, &below).map_err(at("FUSE can't be attached"))?;
+    let mut attachments = vec![device];
+    if let Place::Memory { options, label } = &layered.place {
+        let tmpfs = memory(options).and_then(|tmpfs| fill(&tmpfs, layered, label).map(|()| tmpfs));
+        let tmpfs = tmpfs.map_err(at("no layer in memory"))?;
+        // On kernels before 6.15 only what is attached can be part of an overlay.
+        let place = stage.join("layer");
+        std::fs::create_dir(&place).and_then(|()| mount::attach(&tmpfs, &place)).map_err(at("no layer in memory"))?;
+        attachments.push(tmpfs);
+    }
+    attach(&attachments).map_err(at("the core is gone"))?;
+    let (mount, layer) = match (layered.mounts.as_slice(), own.as_ref().or(attachments.get(1))) {
+        ([mount], Some(layer)) => (mount, layer),
+        _ => return Err("a layer that is mirrored has one mount".into()),
+    };
+    // The root directory is root's, and others' to read, where there is a root.
+    let upper = mount::path_of(layer).join(&mount.dir).join("upper");
+    let _ = std::os::unix::fs::chown(&upper, Some(0), Some(0));
+    let below = open(&below).map_err(at("the parent's files, through FUSE"))?;
+    let made = overlay(&below, &bases, &mount.dir, layer, layered).and_then(|overlay| mount::attach(overlay, &root));
+    made.map_err(at("no overlay on the parent's files"))?;
+    Ok(root)
+}
+
+/// What must be readable of an fd that came with the word of init.
+pub(crate) fn attachments(fds: Vec<OwnedFd>) -> Vec<(String, OwnedFd)> {
+    ["fuse", "layer"].iter().map(|name| name.to_string()).zip(fds).collect()
+}

@@ -1,0 +1,381 @@
+//! The mirror as the file system that the kernel asks: each request that it may send, answered from the host's files.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fuse_backend_rs::abi::fuse_abi::{stat64, statvfs64};
+use fuse_backend_rs::api::filesystem::{
+    Context, DirEntry, Entry, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions, ZeroCopyWriter,
+};
+use rustix::fs::{FileType, SeekFrom, fstat};
+use rustix::io::Errno;
+
+use super::ahead::Ahead;
+use super::made_up::{self, Sham};
+use super::places::{Open, Places, gone, lock};
+use super::show::{self, HOLLOW, MADE_UP, NO_CHILDREN, ON_THE_WAY, Parent, Show};
+use super::table::{Id, Node, ROOT};
+
+/// How long the kernel may take for granted what it was told. It asks again after that, or when it was told to.
+const VALID: Duration = Duration::from_secs(3600);
+
+/// Options of the connection that the mirror wants where the kernel has them (fuse(4), linux/fuse.h).
+const OPTIONS: FsOptions = FsOptions::ASYNC_READ
+    .union(FsOptions::AUTO_INVAL_DATA)
+    .union(FsOptions::DO_READDIRPLUS)
+    .union(FsOptions::PARALLEL_DIROPS)
+    .union(FsOptions::CACHE_SYMLINKS)
+    .union(FsOptions::ZERO_MESSAGE_OPEN)
+    .union(FsOptions::ZERO_MESSAGE_OPENDIR)
+    .union(FsOptions::MAX_PAGES)
+    .union(FsOptions::ABORT_ERROR)
+    .union(FsOptions::HAS_RESEND);
+
+/// Extended attributes that are the overlay's own business, not the files'.
+const OF_OVERLAYS: &[&[u8]] = &[b"user.overlay.", b"trusted."];
+
+/// The largest value of an extended attribute, and list of names (xattr(7)).
+const XATTR: usize = 64 << 10;
+
+#[derive(Debug)]
+pub(super) struct Tree {
+    places: Places,
+    show: Show,
+    ahead: Ahead,
+    xattrs: bool,
+    /// Files that are not what the kernel was told last.
+    changed: Mutex<Vec<Id>>,
+}
+
+impl Tree {
+    pub(super) fn new(places: Places, show: Show, xattrs: bool) -> Tree {
+        Tree { places, show, ahead: Ahead::default(), xattrs, changed: Mutex::new(Vec::new()) }
+    }
+
+    pub(super) fn places(&self) -> &Places {
+        &self.places
+    }
+
+    pub(super) fn show(&self) -> &Show {
+        &self.show
+    }
+
+    pub(super) fn ahead(&self) -> &Ahead {
+        &self.ahead
+    }
+
+    /// Files that were found changed since the last call: the kernel is to ask for their attributes anew.
+    pub(super) fn changed(&self) -> Vec<Id> {
+        std::mem::take(&mut *lock(&self.changed))
+    }
+
+    pub(super) fn parent(&self, id: Id, node: &Node) -> Result<Parent, Errno> {
+        let path = if node.facts.flags & ON_THE_WAY != 0 { Some(self.path(id)?) } else { None };
+        Ok(Parent { flags: node.facts.flags, path })
+    }
+
+    /// The path of a node; nothing for `/`.
+    fn path(&self, id: Id) -> Result<Vec<u8>, Errno> {
+        let table = self.places.table();
+        let mut names = Vec::new();
+        let mut at = id;
+        while at != ROOT {
+            let node = table.get(at).ok_or(Errno::STALE)?;
+            names.push(node.name);
+            at = node.parent;
+        }
+        Ok(names.into_iter().rev().flat_map(|name| [b"/".to_vec(), name].concat()).collect())
+    }
+
+    fn find(&self, id: Id, name: &[u8]) -> Result<Entry, Errno> {
+        let node = self.places.node(id)?;
+        if node.facts.flags & NO_CHILDREN != 0 {
+            return Ok(nothing());
+        }
+        let place = self.places.directory(id)?;
+        match self.show.child(place.as_fd(), &self.parent(id, &node)?, name) {
+            Ok(shown) => {
+                let number = self.places.table().refer(id, name, shown.facts);
+                let (inode, generation) = number.ok_or(Errno::NOMEM)?;
+                Ok(entry(inode, generation, shown.attributes))
+            }
+            Err(Errno::NOENT) => Ok(nothing()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn attributes(&self, id: Id) -> Result<stat64, Errno> {
+        let node = self.places.node(id)?;
+        let shown = self.places.at(id, &node, |place, _| self.show.again(place, id, &node))?;
+        if id != ROOT && (shown.facts.kind, shown.facts.file) != (node.facts.kind, node.facts.file) {
+            return Err(Errno::STALE);
+        }
+        self.places.table().told(id, shown.facts);
+        Ok(shown.attributes)
+    }
+
+    /// Opens a regular file for reading. ESTALE: it is another one by now.
+    fn readable(&self, id: Id, node: &Node) -> Result<Arc<Open>, Errno> {
+        let open = self.places.open(node)?;
+        let stat = fstat(&*lock(&open.file))?;
+        if show::version(&stat) != node.facts.version {
+            lock(&self.changed).push(id);
+        }
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || show::file(&stat) != node.facts.file {
+            return Err(Errno::STALE);
+        }
+        Ok(open)
+    }
+
+    fn xattr_path(&self, id: Id, node: &Node) -> Result<Vec<u8>, Errno> {
+        // There is no call that takes a directory and a name, but for the newest kernels. The last name is not followed.
+        self.places
+            .at(id, node, |place, name| Ok([format!("/proc/self/fd/{}/", place.as_raw_fd()).as_bytes(), name].concat()))
+    }
+
+    fn statfs_of(&self, id: Id) -> Result<statvfs64, Errno> {
+        let node = self.places.node(id)?;
+        let place = self.places.directory(if id == ROOT { ROOT } else { node.parent })?;
+        let found = rustix::fs::fstatvfs(place.as_fd())?;
+        // A zeroed one is to be had from the trait's own default alone.
+        let mut out = FileSystem::statfs(&Blank, &Context::new(), 0).map_err(|_| Errno::IO)?;
+        out.f_bsize = found.f_bsize as _;
+        out.f_frsize = found.f_frsize as _;
+        out.f_blocks = found.f_blocks as _;
+        out.f_bfree = found.f_bfree as _;
+        out.f_bavail = found.f_bavail as _;
+        out.f_files = found.f_files as _;
+        out.f_ffree = found.f_ffree as _;
+        out.f_namemax = found.f_namemax as _;
+        Ok(out)
+    }
+}
+
+/// A file system without anything, for what the trait does by itself.
+struct Blank;
+
+impl FileSystem for Blank {
+    type Inode = u64;
+    type Handle = u64;
+}
+
+impl FileSystem for Tree {
+    type Inode = u64;
+    type Handle = u64;
+
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        self.places.table().set_negotiated((capable & OPTIONS).bits());
+        Ok(OPTIONS)
+    }
+
+    fn lookup(&self, _: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
+        Ok(self.find(id(parent)?, name.to_bytes())?)
+    }
+
+    fn forget(&self, _: &Context, inode: u64, count: u64) {
+        self.places.forget(id(inode).ok().map(|id| (id, count)));
+    }
+
+    fn batch_forget(&self, _: &Context, requests: Vec<(u64, u64)>) {
+        self.places.forget(requests.into_iter().filter_map(|(inode, count)| Some((id(inode).ok()?, count))));
+    }
+
+    fn getattr(&self, _: &Context, inode: u64, _: Option<u64>) -> io::Result<(stat64, Duration)> {
+        Ok((self.attributes(id(inode)?)?, VALID))
+    }
+
+    fn readlink(&self, _: &Context, inode: u64) -> io::Result<Vec<u8>> {
+        let id = id(inode)?;
+        let node = self.places.node(id)?;
+        let text = self.places.at(id, &node, |place, name| match rustix::fs::readlinkat(place, name, Vec::new()) {
+            // No link any more.
+            Err(Errno::INVAL) => Err(Errno::STALE),
+            other => other,
+        })?;
+        Ok(text.into_bytes())
+    }
+
+    /// ENOSYS: the kernel then never asks again, for no file, and keeps what it has read.
+    fn open(&self, _: &Context, _: u64, _: u32, _: u32) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
+        Err(Errno::NOSYS.into())
+    }
+
+    /// As `open`.
+    fn opendir(&self, _: &Context, _: u64, _: u32) -> io::Result<(Option<u64>, OpenOptions)> {
+        Err(Errno::NOSYS.into())
+    }
+
+    fn read(
+        &self,
+        _: &Context,
+        inode: u64,
+        _: u64,
+        out: &mut dyn ZeroCopyWriter,
+        size: u32,
+        offset: u64,
+        _: Option<u64>,
+        _: u32,
+    ) -> io::Result<usize> {
+        let id = id(inode)?;
+        let node = self.places.node(id)?;
+        if node.facts.flags & HOLLOW != 0 {
+            return Ok(0);
+        }
+        if node.facts.flags & MADE_UP != 0 {
+            let content = Sham::of(&node.name).map(made_up::content).unwrap_or_default();
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
+            let to = from.saturating_add(size as usize).min(content.len());
+            return out.write_all(&content[from..to]).map(|()| to - from);
+        }
+        let kept = self.places.opened(id);
+        if let Some(mut file) = kept.as_ref().and_then(|open| open.file.try_lock().ok()) {
+            return out.write_from(&mut *file, size as usize, offset);
+        }
+        // Not open yet, or somebody reads it just now, maybe from a slow disk.
+        let open = self.readable(id, &node)?;
+        let count = out.write_from(&mut *lock(&open.file), size as usize, offset)?;
+        // A small file was read whole by this: nobody will ask for more of it.
+        if kept.is_none() && count == size as usize {
+            self.places.keep(id, &node, open);
+        }
+        if kept.is_none() && offset == 0 {
+            self.ahead.read(node.parent, &node.name);
+        }
+        Ok(count)
+    }
+
+    fn statfs(&self, _: &Context, inode: u64) -> io::Result<statvfs64> {
+        Ok(self.statfs_of(id(inode)?)?)
+    }
+
+    fn getxattr(&self, _: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
+        if !self.xattrs {
+            // As with `open`.
+            return Err(Errno::NOSYS.into());
+        }
+        let id = id(inode)?;
+        let node = self.places.node(id)?;
+        if node.facts.flags & (HOLLOW | MADE_UP) != 0 || OF_OVERLAYS.iter().any(|own| name.to_bytes().starts_with(own))
+        {
+            return Err(Errno::NODATA.into());
+        }
+        let path = self.xattr_path(id, &node)?;
+        if size == 0 {
+            // With no room at all, lgetxattr says 0.
+            return Ok(GetxattrReply::Count(rustix::fs::lgetxattr_query(path, name).map_err(gone)? as u32));
+        }
+        let mut value = vec![0; XATTR.min(size as usize)];
+        let len = rustix::fs::lgetxattr(path, name, &mut value).map_err(gone)?;
+        value.truncate(len);
+        Ok(GetxattrReply::Value(value))
+    }
+
+    fn listxattr(&self, _: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
+        if !self.xattrs {
+            return Err(Errno::NOSYS.into());
+        }
+        let id = id(inode)?;
+        let node = self.places.node(id)?;
+        let mut names = vec![0; XATTR];
+        let len = rustix::fs::llistxattr(self.xattr_path(id, &node)?, &mut names).map_err(gone)?;
+        names.truncate(len);
+        let shown = |name: &&[u8]| !name.is_empty() && !OF_OVERLAYS.iter().any(|own| name.starts_with(own));
+        let names: Vec<u8> =
+            names.split(|byte| *byte == 0).filter(shown).flat_map(|name| [name, b"\0"].concat()).collect();
+        match size as usize {
+            0 => Ok(ListxattrReply::Count(names.len() as u32)),
+            room if room < names.len() => Err(Errno::RANGE.into()),
+            _ => Ok(ListxattrReply::Names(names)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _: &Context,
+        inode: u64,
+        _: u64,
+        _: u32,
+        offset: u64,
+        add: &mut dyn FnMut(DirEntry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let id = id(inode)?;
+        let node = self.places.node(id)?;
+        let mut result = Ok(());
+        self.list(id, &node, offset, |name, kind, ino, offset| {
+            match add(DirEntry { ino, offset, type_: u32::from(dtype(kind)), name }) {
+                Ok(told) => told > 0,
+                Err(error) => {
+                    result = Err(error);
+                    false
+                }
+            }
+        })?;
+        result
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Context,
+        inode: u64,
+        _: u64,
+        size: u32,
+        offset: u64,
+        add: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        self.list_plus(id(inode)?, size, offset, add)
+    }
+
+    /// SEEK_DATA and SEEK_HOLE: a copy of a sparse file stays sparse.
+    fn lseek(&self, _: &Context, inode: u64, _: u64, offset: u64, whence: u32) -> io::Result<u64> {
+        let id = id(inode)?;
+        let node = self.places.node(id)?;
+        let to = match i32::try_from(whence) {
+            Ok(libc_seek::DATA) => SeekFrom::Data(offset),
+            Ok(libc_seek::HOLE) => SeekFrom::Hole(offset),
+            _ => return Err(Errno::INVAL.into()),
+        };
+        if node.facts.flags & (HOLLOW | MADE_UP) != 0 {
+            return Err(Errno::INVAL.into());
+        }
+        let open = self.readable(id, &node)?;
+        let file = lock(&open.file);
+        Ok(rustix::fs::seek(&*file, to)?)
+    }
+}
+
+/// lseek(2).
+mod libc_seek {
+    pub(super) const DATA: i32 = 3;
+    pub(super) const HOLE: i32 = 4;
+}
+
+fn id(inode: u64) -> Result<Id, Errno> {
+    Id::try_from(inode).map_err(|_| Errno::STALE)
+}
+
+pub(super) fn entry(id: Id, generation: u32, attr: stat64) -> Entry {
+    Entry {
+        inode: id.into(),
+        generation: generation.into(),
+        attr,
+        attr_flags: 0,
+        attr_timeout: VALID,
+        entry_timeout: VALID,
+    }
+}
+
+/// That there is nothing of this name, for as long.
+fn nothing() -> Entry {
+    Entry { entry_timeout: VALID, ..Entry::default() }
+}
+
+/// What readdir(3) calls it, or 0: unknown.
+pub(super) fn dtype(kind: FileType) -> u8 {
+    match kind {
+        FileType::Unknown => 0,
+        kind => (kind.as_raw_mode() >> 12) as u8,
+    }
+}
