@@ -320,14 +320,9 @@ fn on_exit_commits_or_asks() {
     // A key each; the status is the program's.
     for (key, expected, kept) in [("d", "committed\n", 0), ("c", "asked\n", 0), ("k", "asked\n", 1)] {
         let name = cow.hurdle.name(&format!("ask-{key}"));
-        let mut terminal = Terminal::start(
-            cow.command(&["--fs", "cow", "--name", &name], "/bin/sh").args(["-c", "echo asked > new; exit 5"]),
-        );
-        if key == "k" {
-            terminal = Terminal::start(
-                cow.command(&["--fs", "cow", "--name", &name], "/bin/sh").args(["-c", "rm new; exit 5"]),
-            );
-        }
+        let script = if key == "k" { "rm new; exit 5" } else { "echo asked > new; exit 5" };
+        let mut terminal =
+            Terminal::start(cow.command(&["--fs", "cow", "--name", &name], "/bin/sh").args(["-c", script]));
         terminal.expect("[d]iscard");
         terminal.keys(key);
         assert_eq!(terminal.join().code(), Some(5));

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, RenameFlags, Uid};
 use rustix::io::Errno;
 
 use crate::error::{At as _, Error, Result};
@@ -49,18 +49,20 @@ pub struct Size {
 }
 
 impl Layer {
-    /// Makes the directory `path` (its parents too) a layer without mounts. [`Error::Exists`] if there is anything.
+    /// Makes the directory `path` (its parents too) a layer without mounts. [`Error::Exists`] if there is anything. Nobody sees
+    /// it before it is whole: it is made under a hidden name, which is what a crash leaves.
     pub fn create(path: &Path, meta: Meta) -> Result<Layer> {
-        if let Some(parent) = path.parent() {
-            store::private_dirs(parent)?;
-        }
-        match rustix::fs::mkdir(path, Mode::RWXU) {
-            Err(Errno::EXIST) => return Err(Error::Exists(path.into())),
-            other => other.at(|| format!("mkdir {}", path.display()))?,
-        }
-        let made = open(path).and_then(|dir| Layer::make(dir, path, meta));
+        let (hidden, _) = store::hidden(path)?;
+        rustix::fs::mkdir(&hidden, Mode::RWXU).at(|| format!("mkdir {}", hidden.display()))?;
+        let made = open(&hidden).and_then(|dir| Layer::make(dir, path, meta)).and_then(|layer| {
+            let flags = RenameFlags::NOREPLACE;
+            match rustix::fs::renameat_with(rustix::fs::CWD, &hidden, rustix::fs::CWD, path, flags) {
+                Err(Errno::EXIST) => Err(Error::Exists(path.into())),
+                other => other.at(|| path.display().to_string()).map(|()| layer),
+            }
+        });
         if made.is_err() {
-            let _ = std::fs::remove_dir_all(path);
+            let _ = std::fs::remove_dir_all(&hidden);
         }
         made
     }
@@ -96,7 +98,16 @@ impl Layer {
             {
                 Err(Error::Missing(path.into()))
             }
-            dir => Layer::open_at(dir?, path),
+            dir => {
+                let dir = dir?;
+                let id = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+                let opened = rustix::fs::fstat(&dir).map(id).at(|| path.display().to_string())?;
+                Layer::open_at(dir, path).map_err(|e| match rustix::fs::stat(path).map(id) {
+                    // Somebody took it away while this looked.
+                    now if now != Ok(opened) => Error::Missing(path.into()),
+                    _ => e,
+                })
+            }
         }
     }
 

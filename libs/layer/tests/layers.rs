@@ -39,6 +39,30 @@ fn a_layer_comes_back_as_it_was_made() {
     assert!(matches!(Layer::open(dir.path()), Err(Error::Damaged { .. })));
 }
 
+/// Whoever looks while others make it sees no layer, or a whole one; and one of those who make it gets it.
+#[test]
+fn a_layer_that_is_being_made_is_not_seen() {
+    let dir = directory();
+    let path = dir.path().join("one");
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                let opened = Layer::open(&path);
+                assert!(matches!(opened, Ok(_) | Err(Error::Missing(_))), "{opened:?}");
+            }
+        });
+        for _ in 0..500 {
+            drop(Layer::create(&path, meta()).unwrap());
+            assert!(matches!(Layer::create(&path, meta()), Err(Error::Exists(_))));
+            std::fs::rename(&path, dir.path().join("other")).unwrap();
+            std::fs::remove_dir_all(dir.path().join("other")).unwrap();
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
 #[test]
 fn a_later_version_is_refused_by_name() {
     let dir = directory();

@@ -90,12 +90,17 @@ pub(crate) fn prepare(wanted: &Wanted<'_>, ids: &IdMap) -> Result<(Layered, Opti
     let path = hurdle_layer::path_of(spec.argument.as_deref().unwrap_or(wanted.name))?;
     let mut meta = Meta::new(own.clone());
     meta.base = spec.option("base").map(str::to_string);
+    let base = meta.base.clone();
     let mut layer = match Layer::open(&path) {
-        Err(hurdle_layer::Error::Missing(_)) => Layer::create(&path, meta)?,
+        Err(hurdle_layer::Error::Missing(_)) => match Layer::create(&path, meta) {
+            // Another run came first: its lock says which.
+            Err(hurdle_layer::Error::Exists(_)) => Layer::open(&path)?,
+            made => made?,
+        },
         Ok(_) if spec.argument.is_none() => {
             return Err(bad("a layer of the environment's name is there already; choose another --name, or cow:NAME"));
         }
-        Ok(layer) if spec.option("base").is_some() && layer.meta().base != meta.base => {
+        Ok(layer) if spec.option("base").is_some() && layer.meta().base != base => {
             return Err(bad("this layer has another base already"));
         }
         layer => layer?,
