@@ -1,9 +1,9 @@
 //! The numbers of docs/performance.md: each row measured in interleaved rounds, natively, in an environment, and in what
 //! users would pick instead where that is installed.
 //!
-//! `rows` and `cow` declare what is measured; `peers` starts what other things than hurdle are held against; `measure` runs one row's rounds, in a process of its own that is pinned to one CPU if the
-//! row is, and that belongs to the user who measures; `workload` is what a row does inside of a side; `report` keeps the
-//! results in docs/performance.json and prints them.
+//! `rows` and `cow` declare what is measured; `peers` starts what other things than hurdle are held against; `measure` runs
+//! one row's rounds, in a process of its own that is pinned to one CPU if the row is, and that belongs to the user who
+//! measures; `workload` is what a row does inside of a side; `report` keeps the results in docs/performance.json and prints them.
 
 mod cow;
 mod launch;
@@ -115,8 +115,10 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Row>> {
     }
     let mut chosen = Vec::new();
     for name in names {
-        // `redis` stands for all rows that begin so.
-        let found: Vec<&Row> = rows::all().filter(|row| row.name.starts_with(name.as_str())).collect();
+        // `redis` stands for all rows that begin so, as there is no row of just that name.
+        let exact = rows::named(name).ok();
+        let begins = |row: &&Row| exact.is_none() && row.name.starts_with(name.as_str());
+        let found: Vec<&Row> = exact.into_iter().chain(rows::all().filter(begins)).collect();
         if found.is_empty() {
             return Err(format!("no row {name}; cargo xtask bench --list").into());
         }

@@ -99,6 +99,11 @@ const fn inside(work: fn(&Path) -> Result<f64>) -> Measure {
     Measure::Inside { work, prepare: nothing, rounds: 9 }
 }
 
+/// Servers that run a while for each figure.
+const fn served(work: fn(&Path) -> Result<f64>) -> Measure {
+    Measure::Inside { work, prepare: nothing, rounds: 7 }
+}
+
 const fn on_files(work: fn(&Path) -> Result<f64>, prepare: fn(&Path) -> Result, rounds: usize) -> Measure {
     Measure::Inside { work, prepare, rounds }
 }
@@ -150,12 +155,12 @@ const ROWS: &[Row] = &[
         sides: &[],
         bound: Bound::AtMost(1.5, "native"),
     }),
-    local("redis-c50", "redis-benchmark GET, 50 clients", "/s", inside(workload::redis_50), 1.2),
-    local("redis-c1", "redis-benchmark GET, 1 client", "/s", inside(workload::redis_1), 1.1),
-    pinned(local("redis-c50-pinned", "50 clients, one CPU", "/s", inside(workload::redis_50), 1.2)),
-    pinned(local("redis-c1-pinned", "1 client, one CPU", "/s", inside(workload::redis_1), 1.2)),
+    local("redis-c50", "redis-benchmark GET, 50 clients", "/s", served(workload::redis_50), 1.2),
+    local("redis-c1", "redis-benchmark GET, 1 client", "/s", served(workload::redis_1), 1.1),
+    pinned(local("redis-c50-pinned", "50 clients, one CPU", "/s", served(workload::redis_50), 1.2)),
+    pinned(local("redis-c1-pinned", "1 client, one CPU", "/s", served(workload::redis_1), 1.2)),
     local("nginx", "nginx keep-alive, wrk", "/s", inside(workload::nginx_keep_alive), 1.15),
-    local("pgbench", "pgbench -S -c4", "/s", on_files(workload::pgbench, workload::database, 9), 1.1),
+    local("pgbench", "pgbench -S -c4", "/s", on_files(workload::pgbench, workload::database, 7), 1.1),
     local("iperf3", "iperf3", "Gbit/s", inside(workload::iperf3), 1.4),
     pinned(local("iperf3-pinned", "iperf3, one CPU", "Gbit/s", inside(workload::iperf3), 3.0)),
     local("nginx-close", "a connection per request, wrk", "/s", inside(workload::nginx_close), 0.3),
