@@ -10,9 +10,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use hurdle_proto::plan::{Layered, MountStep, Place, Plan, Root};
+use hurdle_proto::plan::{CONTENT, Layered, MountStep, Place, Plan, Root};
 use hurdle_sys::mount::{self, Tree};
 
+use crate::inside::Lent;
 use crate::os;
 
 /// What the core has made before the clone.
@@ -50,7 +51,8 @@ pub(crate) fn prepare(plan: &Plan) -> Result<Prepared, String> {
             let made = open(&mount.at).and_then(|below| {
                 let mut bases = opened(&mount.bases)?;
                 bases.splice(0..0, mask(layered, &mount.at)?);
-                overlay(&below, &bases, &mount.dir, layer, layered)
+                let lower = Lower { below: &below, bases: &bases, content: None };
+                overlay(lower, &mount.dir, layer, layered)
             });
             prepared.overlays.push(made.map_err(|e| format!("no overlay on {}: {e}", mount.at.display()))?);
         }
@@ -122,8 +124,18 @@ fn fill(layer: &OwnedFd, layered: &Layered, label: &[u8]) -> io::Result<()> {
     File::create_new(path.join("layer.json"))?.write_all(label)
 }
 
-/// One overlay, attached nowhere yet: `below` is the directory that it shows changed, `dir` its own in the layer.
-fn overlay(below: &OwnedFd, bases: &[OwnedFd], dir: &str, layer: &OwnedFd, layered: &Layered) -> io::Result<OwnedFd> {
+/// What an overlay shows changed.
+struct Lower<'a> {
+    below: &'a OwnedFd,
+    /// Layers between it and the overlay's own, the uppermost first.
+    bases: &'a [OwnedFd],
+    /// Where the content of large files below is read: see [`content`].
+    content: Option<&'a OwnedFd>,
+}
+
+/// One overlay, attached nowhere yet; `dir` is its own directory in the layer.
+fn overlay(lower: Lower<'_>, dir: &str, layer: &OwnedFd, layered: &Layered) -> io::Result<OwnedFd> {
+    let Lower { below, bases, content } = lower;
     let unprivileged = layered.mirrored;
     // Options are at most 255 bytes and have separators, so all paths are those of fds.
     let own = mount::path_of(layer).join(dir);
@@ -132,7 +144,8 @@ fn overlay(below: &OwnedFd, bases: &[OwnedFd], dir: &str, layer: &OwnedFd, layer
     let apart = if bases.is_empty() || unprivileged { None } else { Some(apart(below)?) };
     let below = apart.as_ref().unwrap_or(below);
     let lower: Vec<String> = bases.iter().chain([below]).map(|fd| text(mount::path_of(fd))).collect();
-    let (lower, upper, work) = (lower.join(":"), text(mount::path_of(&upper)), text(mount::path_of(&work)));
+    let content = content.map_or(String::new(), |content| format!("::{}", text(mount::path_of(content))));
+    let (lower, upper, work) = (lower.join(":") + &content, text(mount::path_of(&upper)), text(mount::path_of(&work)));
     let mut options = vec![
         ("source", Some("hurdle")),
         ("lowerdir", Some(lower.as_str())),
@@ -160,7 +173,7 @@ fn apart(directory: &OwnedFd) -> io::Result<OwnedFd> {
 }
 
 /// How init tells the core of an attachment of the fs server.
-pub(crate) type Attach<'a> = &'a dyn Fn(&[OwnedFd]) -> io::Result<()>;
+pub(crate) type Attach<'a> = &'a dyn Fn(Lent<'_>) -> io::Result<()>;
 
 /// Makes the files of the plan, in the new mount namespace.
 pub(crate) fn set_up(plan: &Plan, prepared: &Prepared, attach: Attach<'_>) -> Result<(), String> {
@@ -273,6 +286,19 @@ fn hide<'a>(target: &Path, tree: &Tree, later: impl Iterator<Item = (&'a Path, &
     mount::attach(file, &place.path())
 }
 
+/// The directory of the parent's whose large files the overlay reads by itself, where the fs server that shows them says that
+/// their content is there: a *data-only* layer (overlayfs in the kernel's documentation). So they are read and mapped from the
+/// kernel's own cache of them. `empty` is any directory, to try it.
+///
+/// # Errors
+/// EINVAL: the kernel can't, for one without privileges (before Linux 6.16), or something is mounted below the directory.
+fn content(empty: &Path) -> io::Result<OwnedFd> {
+    let content = open(Path::new(CONTENT))?;
+    let lower = format!("{}::{}", empty.display(), mount::path_of(&content).display());
+    mount::detached("overlay", &[("lowerdir", Some(&lower)), ("userxattr", None)])?;
+    Ok(content)
+}
+
 /// Makes a layered root; where it stands. All that it is made of lies on a tmpfs that goes with the old root.
 fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<PathBuf, String> {
     let at = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
@@ -306,21 +332,24 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<P
     }
     let below = stage.join("below");
     std::fs::create_dir(&below).map_err(at("no directory on a tmpfs"))?;
+    let content = content(&below).ok();
     let (device, fuse) = hurdle_sys::fuse::create("hurdle").map_err(|e| {
         format!("the parent's files can't be shown through FUSE: {e}; is /dev/fuse there, and may you write to it? (as root: chmod 666 /dev/fuse)")
     })?;
     mount::attach(fuse, &below).map_err(at("FUSE can't be attached"))?;
-    let mut attachments = vec![device];
+    let mut attachments = vec![("fuse", device)];
+    attachments.extend(content.map(|content| ("content", content)));
     if let Place::Memory { options, label } = &layered.place {
         let tmpfs = memory(options).and_then(|tmpfs| fill(&tmpfs, layered, label).map(|()| tmpfs));
         let tmpfs = tmpfs.map_err(at("no layer in memory"))?;
         // On kernels before 6.15 only what is attached can be part of an overlay.
         let place = stage.join("layer");
         std::fs::create_dir(&place).and_then(|()| mount::attach(&tmpfs, &place)).map_err(at("no layer in memory"))?;
-        attachments.push(tmpfs);
+        attachments.push(("layer", tmpfs));
     }
     attach(&attachments).map_err(at("the core is gone"))?;
-    let (mount, layer) = match (layered.mounts.as_slice(), own.as_ref().or(attachments.get(1))) {
+    let lent = |name: &str| attachments.iter().find_map(|(other, fd)| (*other == name).then_some(fd));
+    let (mount, layer) = match (layered.mounts.as_slice(), own.as_ref().or(lent("layer"))) {
         ([mount], Some(layer)) => (mount, layer),
         _ => return Err("a layer that is mirrored has one mount".into()),
     };
@@ -328,12 +357,8 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<P
     let upper = mount::path_of(layer).join(&mount.dir).join("upper");
     let _ = std::os::unix::fs::chown(&upper, Some(0), Some(0));
     let below = open(&below).map_err(at("the parent's files, through FUSE"))?;
-    let made = overlay(&below, &bases, &mount.dir, layer, layered).and_then(|overlay| mount::attach(overlay, &root));
+    let lower = Lower { below: &below, bases: &bases, content: lent("content") };
+    let made = overlay(lower, &mount.dir, layer, layered).and_then(|overlay| mount::attach(overlay, &root));
     made.map_err(at("no overlay on the parent's files"))?;
     Ok(root)
-}
-
-/// What must be readable of an fd that came with the word of init.
-pub(crate) fn attachments(fds: Vec<OwnedFd>) -> Vec<(String, OwnedFd)> {
-    ["fuse", "layer"].iter().map(|name| name.to_string()).zip(fds).collect()
 }

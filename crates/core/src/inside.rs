@@ -39,6 +39,9 @@ pub(crate) const FAILED: u8 = b'f';
 /// The process group of the first program, which is the first process that pid 1 makes.
 pub(crate) const FIRST_GROUP: i32 = -2;
 
+/// What init lends the core, by the names of attachments.
+pub(crate) type Lent<'a> = &'a [(&'static str, OwnedFd)];
+
 /// All that init needs, gathered by the core before the clone.
 pub(crate) struct Inside<'a> {
     pub(crate) plan: &'a Plan,
@@ -64,14 +67,14 @@ pub(crate) fn run(mut inside: Inside<'_>) -> i32 {
     process::close_all_but(&mut keep);
     match set_up(&inside) {
         Ok(lent) => {
-            if !lent.is_empty() && say(&inside.control, &[READY], &lent).is_err() {
+            if !lent.is_empty() && lend(&inside.control, READY, &lent).is_err() {
                 return 1;
             }
         }
         Err(why) => {
             let mut text = vec![FAILED];
             text.extend_from_slice(why.as_bytes());
-            let _ = say(&inside.control, &text, &[]);
+            let _ = say(&inside.control, &text);
             return 1;
         }
     }
@@ -79,14 +82,20 @@ pub(crate) fn run(mut inside: Inside<'_>) -> i32 {
     live(inside)
 }
 
-fn say(control: &OwnedFd, bytes: &[u8], fds: &[OwnedFd]) -> io::Result<()> {
-    let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
-    seqpacket::send(control.as_fd(), bytes, &fds, true)
+fn say(control: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
+    seqpacket::send(control.as_fd(), bytes, &[], true)
+}
+
+/// A word, and what is lent with it by name: the names follow the word.
+fn lend(control: &OwnedFd, word: u8, lent: Lent<'_>) -> io::Result<()> {
+    let names: Vec<&str> = lent.iter().map(|(name, _)| *name).collect();
+    let fds: Vec<_> = lent.iter().map(|(_, fd)| fd.as_fd()).collect();
+    seqpacket::send(control.as_fd(), &[&[word], names.join(" ").as_bytes()].concat(), &fds, true)
 }
 
 /// Makes the environment stand, in the order that the kernel wants: ids, network, files, filter. Returns what goes out with
 /// [`READY`].
-fn set_up(inside: &Inside<'_>) -> Result<Vec<OwnedFd>, String> {
+fn set_up(inside: &Inside<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
     let plan = inside.plan;
     let at = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
     if plan.ids.writer == MapWriter::Itself {
@@ -112,7 +121,7 @@ fn set_up(inside: &Inside<'_>) -> Result<Vec<OwnedFd>, String> {
     if let Some(name) = &plan.host_name {
         ns::set_hostname(name).map_err(at("the host name was refused"))?;
     }
-    let attach = |fds: &[OwnedFd]| say(&inside.control, &[ATTACH], fds);
+    let attach = |lent: Lent<'_>| lend(&inside.control, ATTACH, lent);
     files::set_up(plan, &inside.prepared, &attach)?;
     if !plan.setuid {
         ns::no_new_privileges().map_err(at("PR_SET_NO_NEW_PRIVS"))?;
@@ -135,7 +144,7 @@ fn set_up(inside: &Inside<'_>) -> Result<Vec<OwnedFd>, String> {
         };
         format!("system calls can't be trapped (seccomp user notification): {e}; {hint}")
     })?;
-    Ok(vec![trap, network.into()])
+    Ok(vec![("trap", trap), ("network", network.into())])
 }
 
 /// Whose status goes where.
@@ -150,7 +159,7 @@ fn live(inside: Inside<'_>) -> i32 {
         Err(e) => {
             let (code, why) = os::exec_failure(&e);
             if inside.report_start {
-                let _ = say(&inside.control, &[&[NOT_RUN, code], why.as_bytes()].concat(), &[]);
+                let _ = say(&inside.control, &[&[NOT_RUN, code], why.as_bytes()].concat());
             } else {
                 os::complain(format_args!("{}: {why}", inside.program_name));
             }
@@ -158,7 +167,7 @@ fn live(inside: Inside<'_>) -> i32 {
             return 0;
         }
     };
-    if inside.report_start && say(&inside.control, &[STARTED], &[]).is_err() {
+    if inside.report_start && say(&inside.control, &[STARTED]).is_err() {
         return 1;
     }
     let watched: Watched = Arc::default();

@@ -109,13 +109,13 @@ fn prepare(start: &Start, mask: SignalMask, same_files: bool) -> io::Result<Laun
 }
 
 impl Launched {
-    /// Waits for the next word of init, and the fds that come with it. No word and no status: it died.
-    pub(crate) fn word(&mut self) -> Result<Vec<OwnedFd>, Error> {
+    /// Waits for the next word of init, and what it lends with it. No word and no status: it died.
+    pub(crate) fn word(&mut self) -> Result<Vec<(String, OwnedFd)>, Error> {
         let word = self.words.pop_front().unwrap_or(FAILED);
         self.report(word)
     }
 
-    fn report(&self, word: u8) -> Result<Vec<OwnedFd>, Error> {
+    fn report(&self, word: u8) -> Result<Vec<(String, OwnedFd)>, Error> {
         let mut bytes = Vec::with_capacity(4096);
         // The status pipe says if init ends without a word.
         let fds = [(self.control.as_fd(), Until::Readable), (self.status.as_fd(), Until::Readable)];
@@ -137,7 +137,10 @@ impl Launched {
                 Err(Error::Exec { name, code: *code, why: String::from_utf8_lossy(text).into_owned() })
             }
             Some((&FAILED, text)) => Err(Error::SetUp(String::from_utf8_lossy(text).into_owned())),
-            Some((&first, _)) if first == word => Ok(received.fds),
+            Some((&first, names)) if first == word => {
+                let names = String::from_utf8_lossy(names).into_owned();
+                Ok(names.split_whitespace().map(str::to_string).zip(received.fds).collect())
+            }
             _ => Err(Error::SetUp("init ended before the environment stood".into())),
         }
     }

@@ -90,6 +90,10 @@ pub struct Layered {
     pub mirrored: bool,
 }
 
+/// The parent's directory of which the files of a mirrored environment may be read past the fs server, where the kernel can. What
+/// says so there is an attachment of this directory, `content`.
+pub const CONTENT: &str = "/usr";
+
 /// Where a layer lies. In it each mount has a directory with an `upper` and a `work`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {

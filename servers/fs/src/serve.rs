@@ -30,7 +30,8 @@ fn show(borrowed: &mut Borrowed, device: OwnedFd, init: &Target) -> Result<(), R
     let map = |name| extents(&init.read(name)?).ok_or_else(|| Refused::new(EINVAL, format!("{name} can't be read")));
     let ids = Ids::new(map("uid_map")?, map("gid_map")?)?;
     let hidden = borrowed.spec.single().map(|layer| hidden(layer).collect()).unwrap_or_default();
-    let options = mirror::Options { ids, hidden, xattrs: true };
+    let content = borrowed.attachment("content").is_ok();
+    let options = mirror::Options { ids, hidden, xattrs: true, content };
     let mirror = Mirror::start(device, borrowed.attachment("nodes")?, options)?;
     // Any program may need a file at any time.
     borrowed.stay();

@@ -4,9 +4,9 @@ use hurdle_sys::memfd;
 use hurdle_sys::seccomp::Ledger;
 
 use super::Env;
+use crate::Error;
 use crate::inside::{ATTACH, READY};
 use crate::right::Holder;
-use crate::{Error, files};
 
 impl Env {
     /// Waits until init has said that the environment stands. Servers that it needs for that are started on the way.
@@ -17,7 +17,7 @@ impl Env {
             let n = self.find("fs").map_err(|e| Error::SetUp(e.reason))?;
             let spec = self.rights[n].spec.clone();
             let borrower = self.new_borrower(n, &spec).map_err(Error::SetUp)?;
-            let lent = files::attachments(self.launched.word()?);
+            let lent = self.launched.word()?;
             if lent.is_empty() {
                 return Err(self.launched.failure());
             }
@@ -39,13 +39,11 @@ impl Env {
     /// The next word of init.
     pub(super) fn word(&mut self) -> Result<(), Error> {
         let ready = self.launched.words.front() == Some(&READY);
-        let fds = self.launched.word()?;
-        if ready && !fds.is_empty() {
+        let lent = self.launched.word()?;
+        if ready && !lent.is_empty() {
             let n = self.find("net").map_err(|e| Error::SetUp(e.reason))?;
             let ledger = Ledger::create().map_err(|e| Error::System("no memory for trapped calls", e))?;
-            let lent =
-                ["trap", "network", "ledger"].map(str::to_string).into_iter().zip(fds.into_iter().chain([ledger]));
-            self.rights[n].attachments.extend(lent);
+            self.rights[n].attachments.extend(lent.into_iter().chain([("ledger".to_string(), ledger)]));
         }
         Ok(())
     }

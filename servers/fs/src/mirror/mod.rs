@@ -25,6 +25,7 @@
 //! be asked for next; `ids`, `made_up`.
 
 mod ahead;
+mod content;
 mod ids;
 mod listing;
 mod made_up;
@@ -48,6 +49,7 @@ use hurdle_server::Awake;
 use hurdle_sys::seqpacket::{self, Interruptible};
 use hurdle_sys::shared::SharedWords;
 
+use content::Content;
 pub use ids::Ids;
 use places::{Places, lock};
 use show::Show;
@@ -83,6 +85,8 @@ pub struct Options {
     /// for the first time, which is most of what a first walk costs; where there are none it asks once. Files copied up
     /// then lose theirs (user.*, capabilities).
     pub xattrs: bool,
+    /// Whether the overlay above reads the content of large files below [`CONTENT`] by itself.
+    pub content: bool,
 }
 
 /// A mirror that is being served. Dropping it ends that as [`stop`](Mirror::stop) does.
@@ -125,7 +129,9 @@ impl Mirror {
         let words = limit.map_or(WORDS, |bytes| WORDS.min(usize::try_from(bytes / 8).unwrap_or(WORDS)));
         let table = Table::new(SharedWords::map(&log, words)?, Show::root())?;
         let adopted = table.adopted();
-        let tree = Arc::new(Tree::new(Places::new(table)?, Show::new(options.ids, &options.hidden)?, options.xattrs));
+        let show = Show::new(options.ids, &options.hidden)?;
+        let content = if options.content { Content::new().ok() } else { None };
+        let tree = Arc::new(Tree::new(Places::new(table)?, show, options.xattrs, content));
         let shared = Arc::new(Shared {
             device,
             server: Server::new(tree.clone()),

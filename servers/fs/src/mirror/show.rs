@@ -271,7 +271,12 @@ pub(super) fn version(stat: &Stat) -> u32 {
 
 /// Which file it is.
 pub(super) fn file(stat: &Stat) -> u32 {
-    mix(&[stat.st_dev, stat.st_ino]).max(FIXED + 1)
+    file_of(stat.st_dev, stat.st_ino)
+}
+
+/// The same, by device and inode number.
+pub(super) fn file_of(device: u64, inode: u64) -> u32 {
+    mix(&[device, inode]).max(FIXED + 1)
 }
 
 fn kind_of(mode: u32) -> u8 {

@@ -14,6 +14,7 @@ use rustix::fs::{FileType, SeekFrom, fstat};
 use rustix::io::Errno;
 
 use super::ahead::Ahead;
+use super::content::{self, Content};
 use super::made_up::{self, Sham};
 use super::places::{Open, Places, gone, lock};
 use super::show::{self, HOLLOW, MADE_UP, NO_CHILDREN, ON_THE_WAY, Parent, Show};
@@ -46,13 +47,14 @@ pub(super) struct Tree {
     show: Show,
     ahead: Ahead,
     xattrs: bool,
+    content: Option<Content>,
     /// Files that are not what the kernel was told last.
     changed: Mutex<Vec<Id>>,
 }
 
 impl Tree {
-    pub(super) fn new(places: Places, show: Show, xattrs: bool) -> Tree {
-        Tree { places, show, ahead: Ahead::default(), xattrs, changed: Mutex::new(Vec::new()) }
+    pub(super) fn new(places: Places, show: Show, xattrs: bool, content: Option<Content>) -> Tree {
+        Tree { places, show, ahead: Ahead::default(), xattrs, content, changed: Mutex::new(Vec::new()) }
     }
 
     pub(super) fn places(&self) -> &Places {
@@ -134,6 +136,17 @@ impl Tree {
         // There is no call that takes a directory and a name, but for the newest kernels. The last name is not followed.
         self.places
             .at(id, node, |place, name| Ok([format!("/proc/self/fd/{}/", place.as_raw_fd()).as_bytes(), name].concat()))
+    }
+
+    /// What the overlay asks, to know where a file's content is; `None`: here.
+    fn elsewhere(&self, id: Id, node: &Node, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
+        let Some(content) = &self.content else { return Ok(None) };
+        if !(name == content::METACOPY || name == content::REDIRECT) || node.facts.flags & (HOLLOW | MADE_UP) != 0 {
+            return Ok(None);
+        }
+        let path = self.path(node.parent)?;
+        let found = self.places.at(id, node, |place, name| content.path(place, &path, name, node.facts.file))?;
+        Ok(found.map(|path| if name == content::METACOPY { Vec::new() } else { path }))
     }
 
     fn statfs_of(&self, id: Id) -> Result<statvfs64, Errno> {
@@ -258,6 +271,13 @@ impl FileSystem for Tree {
         }
         let id = id(inode)?;
         let node = self.places.node(id)?;
+        if let Some(value) = self.elsewhere(id, &node, name.to_bytes())? {
+            return match size as usize {
+                0 => Ok(GetxattrReply::Count(value.len() as u32)),
+                room if room < value.len() => Err(Errno::RANGE.into()),
+                _ => Ok(GetxattrReply::Value(value)),
+            };
+        }
         if node.facts.flags & (HOLLOW | MADE_UP) != 0 || OF_OVERLAYS.iter().any(|own| name.to_bytes().starts_with(own))
         {
             return Err(Errno::NODATA.into());
