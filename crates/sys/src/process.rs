@@ -1,6 +1,8 @@
 //! Processes: started from a prepared [`Launch`], held behind pidfds (pidfd_open(2)), reaped by wait4(2).
 
 mod launch;
+mod near;
+mod program;
 mod signals;
 mod wait;
 
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 pub use launch::{Group, Launch};
+pub use near::Near;
 pub use signals::{SignalMask, Signals, die_by, hear_of_children, signal_name, signal_number};
 pub use wait::{State, Status, try_wait, wait, wait_end};
 

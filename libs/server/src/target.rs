@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use hurdle_sys::process;
 
@@ -44,6 +44,11 @@ impl Target {
         // Alive after the read: so it was its own number, nobody else's.
         process::pid_of(&self.pidfd)?;
         Ok(text)
+    }
+
+    /// It, for as long as this lives.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Its id maps: (first inside, first outside, count). `file` is `uid_map` or `gid_map`.

@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use hurdle_proto::fs::{Mount, fs};
 use hurdle_server::{Borrowed, Target};
@@ -30,8 +31,9 @@ fn show(borrowed: &mut Borrowed, device: OwnedFd, init: &Target) -> Result<(), R
     let map = |name| extents(&init.read(name)?).ok_or_else(|| Refused::new(EINVAL, format!("{name} can't be read")));
     let ids = Ids::new(map("uid_map")?, map("gid_map")?)?;
     let hidden = borrowed.spec.single().map(|layer| hidden(layer).collect()).unwrap_or_default();
+    let near = Some(Arc::new(init.pidfd().try_clone_to_owned()?));
     let content = borrowed.attachment("content").is_ok();
-    let options = mirror::Options { ids, hidden, xattrs: true, content };
+    let options = mirror::Options { ids, hidden, xattrs: true, content, near };
     let mirror = Mirror::start(device, borrowed.attachment("nodes")?, options)?;
     // Any program may need a file at any time.
     borrowed.stay();

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::{SignalMask, pipe, retry, wait_end};
+use super::{SignalMask, pipe, program, retry, wait_end};
 
 /// How a new process stands to sessions, process groups and the terminal (credentials(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,12 @@ fn is_directory(path: &CStr) -> bool {
         let mut found: libc::stat = std::mem::zeroed();
         libc::stat(path.as_ptr(), &raw mut found) == 0 && found.st_mode & libc::S_IFMT == libc::S_IFDIR
     }
+}
+
+/// The same of any kind.
+fn exists(path: &CStr) -> bool {
+    // SAFETY: access(2) reads a string.
+    unsafe { libc::access(path.as_ptr(), libc::F_OK) == 0 }
 }
 
 fn c_string(text: &OsStr) -> io::Result<CString> {
@@ -145,6 +151,14 @@ impl Launch {
     /// The fds that it holds.
     pub fn fds(&self) -> Vec<RawFd> {
         self.stdio.iter().chain(self.extra.iter().map(|(fd, _)| fd)).map(AsRawFd::as_raw_fd).collect()
+    }
+
+    /// Reads what the start will, as far as it can be told: afterwards the kernel has it.
+    pub fn read_ahead(&self) {
+        let _ = self.cwd.as_deref().map(exists);
+        if let Some(program) = self.candidates.iter().find(|path| exists(path)) {
+            program::read_ahead(program);
+        }
     }
 
     /// fork(2) and execve(2). Returns the child's pid once its exec has succeeded; the caller reaps it.

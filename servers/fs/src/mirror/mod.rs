@@ -40,12 +40,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuse_backend_rs::abi::fuse_abi::{InHeader, OutHeader};
 use fuse_backend_rs::api::server::{MAX_BUFFER_SIZE, MetricsHook, Server};
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader};
 use hurdle_server::Awake;
+use hurdle_sys::process::Near;
 use hurdle_sys::seqpacket::{self, Interruptible};
 use hurdle_sys::shared::SharedWords;
 
@@ -64,6 +65,9 @@ const WORKERS: usize = 2;
 
 /// So many requests are answered before a second thread is started: a launch waits for each thing that is done in it.
 const LAUNCH: u64 = 64;
+
+/// For so long at most the thread of a launch stays beside who asks.
+const NEAR: Duration = Duration::from_millis(20);
 
 /// Threads that read ahead: a disk does several things in the time of one.
 const AHEAD: usize = 2;
@@ -85,6 +89,8 @@ pub struct Options {
     /// for the first time, which is most of what a first walk costs; where there are none it asks once. Files copied up
     /// then lose theirs (user.*, capabilities).
     pub xattrs: bool,
+    /// A pidfd of the process that asks first; if it stays on one CPU for the time, it is answered there.
+    pub near: Option<Arc<OwnedFd>>,
     /// Whether the overlay above reads the content of large files below [`CONTENT`] by itself.
     pub content: bool,
 }
@@ -101,6 +107,7 @@ struct Shared {
     tree: Arc<Tree>,
     stop: AtomicBool,
     awake: Awake,
+    near: Mutex<Option<Arc<OwnedFd>>>,
     threads: Mutex<Vec<Thread>>,
     counts: [AtomicU64; OPCODES],
 }
@@ -138,6 +145,7 @@ impl Mirror {
             tree,
             stop: AtomicBool::new(false),
             awake: Awake::new(BURST),
+            near: Mutex::new(options.near),
             threads: Mutex::new(Vec::new()),
             counts: [const { AtomicU64::new(0) }; OPCODES],
         });
@@ -220,6 +228,10 @@ impl Shared {
     /// Serves until it is told to stop, or the connection ends (ENODEV). A request that was taken is always answered.
     fn work(this: &Arc<Shared>) {
         let mut served = 0;
+        // For the first thread, while it is the only one.
+        let asker = lock(&this.near).take();
+        let mut near = asker.and_then(|asker| Near::beside(asker.as_fd()).ok().flatten());
+        let begin = Instant::now();
         let mut request = vec![0; BUFFER];
         let mut reply = vec![0; BUFFER];
         while !this.stop.load(Ordering::Acquire) {
@@ -237,6 +249,9 @@ impl Shared {
                 this.awake.call();
             }
             served += 1;
+            if near.is_some() && (served >= LAUNCH || begin.elapsed() > NEAR) {
+                near = None;
+            }
             Shared::start_others(this, served);
             for id in this.tree.changed() {
                 if let Ok(writer) = FuseDevWriter::<()>::new(this.device.as_fd().as_raw_fd(), &mut reply) {
