@@ -87,11 +87,15 @@ impl Drop for Awake {
     }
 }
 
+/// Whether there is a CPU for waiting awake: a second one, and no quota (a cgroup's cpu.max) that pays for it.
+pub fn spare_cpu() -> bool {
+    let paid = std::thread::available_parallelism().map_or(1, usize::from);
+    process::allowed_cpus().is_ok_and(|cpus| cpus > 1 && paid >= cpus)
+}
+
 impl Spinner {
     fn start(begin: Instant) -> io::Result<Option<Spinner>> {
-        let cpus = process::allowed_cpus()?;
-        let paid = std::thread::available_parallelism()?.get();
-        if cpus < 2 || paid < cpus {
+        if !spare_cpu() {
             return Ok(None);
         }
         let until = AtomicU64::new(0);

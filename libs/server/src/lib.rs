@@ -11,7 +11,7 @@ mod borrowed;
 mod run;
 mod target;
 
-pub use awake::Awake;
+pub use awake::{Awake, spare_cpu};
 pub use borrowed::Borrowed;
 pub use hurdle_sys::process::numbers::*;
 pub use run::run;

@@ -34,6 +34,7 @@ mod show;
 mod table;
 mod tree;
 
+use std::cell::OnceCell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -45,10 +46,11 @@ use std::time::{Duration, Instant};
 use fuse_backend_rs::abi::fuse_abi::{InHeader, OutHeader};
 use fuse_backend_rs::api::server::{MAX_BUFFER_SIZE, MetricsHook, Server};
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader};
-use hurdle_server::Awake;
+use hurdle_server::spare_cpu;
 use hurdle_sys::process::Near;
 use hurdle_sys::seqpacket::{self, Interruptible};
 use hurdle_sys::shared::SharedWords;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use content::Content;
 pub use ids::Ids;
@@ -57,13 +59,19 @@ use show::Show;
 use table::Table;
 use tree::Tree;
 
-/// So many requests in quick succession are worth a CPU that stays awake: a launch has more.
-const BURST: u32 = 4;
+/// So many requests in quick succession are a walk: the thread waits awake for the next one.
+const BURST: u32 = 16;
+
+/// Requests that are not further apart than this are in quick succession.
+const GAP: Duration = Duration::from_micros(500);
+
+/// How long a thread waits awake. Most programs ask again within that, and to fetch a CPU back from its sleep takes as long.
+const AWAKE: Duration = Duration::from_micros(80);
 
 /// Threads that answer: as many requests are answered at a time, so one slow disk does not stop everybody.
 const WORKERS: usize = 2;
 
-/// So many requests are answered before a second thread is started: a launch waits for each thing that is done in it.
+/// So many requests are answered before more threads are started: a launch waits for each thing that is done in it.
 const LAUNCH: u64 = 64;
 
 /// For so long at most the thread of a launch stays beside who asks.
@@ -106,8 +114,9 @@ struct Shared {
     server: Server<Arc<Tree>>,
     tree: Arc<Tree>,
     stop: AtomicBool,
-    awake: Awake,
     near: Mutex<Option<Arc<OwnedFd>>>,
+    /// All [`WORKERS`] were started.
+    all: AtomicBool,
     threads: Mutex<Vec<Thread>>,
     counts: [AtomicU64; OPCODES],
 }
@@ -144,8 +153,8 @@ impl Mirror {
             server: Server::new(tree.clone()),
             tree,
             stop: AtomicBool::new(false),
-            awake: Awake::new(BURST),
             near: Mutex::new(options.near),
+            all: AtomicBool::new(false),
             threads: Mutex::new(Vec::new()),
             counts: [const { AtomicU64::new(0) }; OPCODES],
         });
@@ -214,27 +223,43 @@ impl Shared {
         Ok(())
     }
 
-    /// Starts the threads that the first requests ask for. Without them it is slower, no more.
-    fn start_others(this: &Arc<Shared>, served: u64) {
-        if served == LAUNCH {
-            let others = lock(&this.threads).len()..WORKERS;
-            others.for_each(|_| drop(Shared::start(this, Shared::work)));
+    /// Starts the threads that requests ask for: `more` than one at a time, or a walk. Without them it is slower, no more.
+    fn start_others(this: &Arc<Shared>, more: bool) {
+        if more && !this.all.swap(true, Ordering::Relaxed) {
+            (1..WORKERS).for_each(|_| drop(Shared::start(this, Shared::work)));
         }
         if this.tree.ahead().needs_threads() {
             (0..AHEAD).for_each(|_| drop(Shared::start(this, |shared| shared.tree.ahead().run(&shared.tree))));
         }
     }
 
+    /// Whether there is a request that nobody has taken.
+    fn asked(&self) -> bool {
+        let mut device = [PollFd::new(&self.device, PollFlags::IN)];
+        poll(&mut device, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Waits awake for the next request, for a while.
+    fn wait_awake(&self) {
+        let begin = Instant::now();
+        while !self.asked() && begin.elapsed() < AWAKE {
+            (0..16).for_each(|_| std::hint::spin_loop());
+        }
+    }
+
     /// Serves until it is told to stop, or the connection ends (ENODEV). A request that was taken is always answered.
     fn work(this: &Arc<Shared>) {
-        let mut served = 0;
         // For the first thread, while it is the only one.
         let asker = lock(&this.near).take();
         let mut near = asker.and_then(|asker| Near::beside(asker.as_fd()).ok().flatten());
-        let begin = Instant::now();
+        let (begin, spare) = (Instant::now(), OnceCell::new());
+        let (mut served, mut quick, mut last) = (0, 0, begin);
         let mut request = vec![0; BUFFER];
         let mut reply = vec![0; BUFFER];
         while !this.stop.load(Ordering::Acquire) {
+            if quick >= BURST && near.is_none() && *spare.get_or_init(spare_cpu) {
+                this.wait_awake();
+            }
             let len = match rustix::io::read(&this.device, &mut request) {
                 Ok(len) => len,
                 // A signal; a request that was taken back while it was being read.
@@ -246,13 +271,15 @@ impl Shared {
             if let (Ok(reader), Ok(writer)) = (reader, writer) {
                 // A failure is that of the answer: its asker is gone.
                 let _ = this.server.handle_message(reader, writer.into(), None, Some(this.as_ref()));
-                this.awake.call();
             }
             served += 1;
-            if near.is_some() && (served >= LAUNCH || begin.elapsed() > NEAR) {
+            let now = Instant::now();
+            quick = if now - last < GAP { BURST.min(quick + 1) } else { 0 };
+            last = now;
+            if near.is_some() && (served >= LAUNCH || now - begin > NEAR) {
                 near = None;
             }
-            Shared::start_others(this, served);
+            Shared::start_others(this, served >= LAUNCH && !this.all.load(Ordering::Relaxed) && this.asked());
             for id in this.tree.changed() {
                 if let Ok(writer) = FuseDevWriter::<()>::new(this.device.as_fd().as_raw_fd(), &mut reply) {
                     // No offset: the attributes alone. Pages would be waited for, and may be waiting for this thread.

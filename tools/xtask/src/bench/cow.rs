@@ -118,7 +118,8 @@ fn c_build(files: &Path) -> Result<f64> {
 }
 
 fn find(_: &Path) -> Result<f64> {
-    milliseconds(|| output(Command::new("find").args(["/usr", "-size", "+100000k"])).map(drop))
+    // A user may not look into each directory, which find says at its end.
+    milliseconds(|| Ok(Command::new("find").args(["/usr", "-size", "+100000k"]).output().map(drop)?))
 }
 
 fn find_again(files: &Path) -> Result<f64> {
