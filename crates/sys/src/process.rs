@@ -269,21 +269,35 @@ pub fn pid_of(pidfd: impl AsFd) -> io::Result<i32> {
 /// When a process that mostly waits has left its start-up behind, and may call [`release_code`].
 pub const SETTLED: Duration = Duration::from_millis(300);
 
-/// Lets go of the pages of the caller's own machine code (madvise(2), MADV_DONTNEED): what start-up alone needed leaves its
-/// memory, what is needed again comes back from the page cache by itself. For a process that begins to wait.
+/// How far below the caller the stack stays as it is.
+const DEPTH: usize = 16 << 10;
+
+/// Lets go of what start-up alone needed (madvise(2), MADV_DONTNEED): the pages of the caller's own machine code, of which
+/// those needed again come back from the page cache by themselves; the main thread's stack below the caller; what malloc(3)
+/// has free. For a process that begins to wait, called by its main thread.
 pub fn release_code() {
+    let here = 0u8;
+    let below = (&raw const here).addr().saturating_sub(DEPTH) & !0xfff;
+    // SAFETY: takes an integer.
+    unsafe { libc::malloc_trim(0) };
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let exe = std::fs::read_link("/proc/self/exe").unwrap_or_default();
     for line in maps.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
+        let number = |text: &str| usize::from_str_radix(text, 16).ok();
+        let ends = |range: &str| range.split_once('-').and_then(|(from, to)| Some((number(from)?, number(to)?)));
+        if let [range, _, _, _, _, "[stack]"] = words[..]
+            && let Some((from, _)) = ends(range).filter(|(from, to)| (*from..*to).contains(&below))
+        {
+            // SAFETY: stack that nobody uses: it lies below this frame, with room for the calls that this function makes.
+            unsafe { libc::madvise(from as *mut libc::c_void, below - from, libc::MADV_DONTNEED) };
+        }
         // Executable and never written: nothing in it can be lost. A replaced file's mapping has another name, and stays.
         let [range, "r-xp", _, _, _, path] = words[..] else { continue };
         if std::path::Path::new(path) != exe {
             continue;
         }
-        let number = |text: &str| usize::from_str_radix(text, 16).ok();
-        let ends = range.split_once('-').and_then(|(from, to)| Some((number(from)?, number(to)?)));
-        if let Some((from, to)) = ends {
+        if let Some((from, to)) = ends(range) {
             // SAFETY: a read-only private mapping of a file, which is text and holds no relocation: its pages are read again
             // from the file when next touched, also those of this very function.
             unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };

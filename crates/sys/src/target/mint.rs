@@ -217,6 +217,7 @@ fn child(channel: &OwnedFd, namespaces: Option<&(OwnedFd, OwnedFd)>, recipes: &[
         libc::syscall(libc::SYS_close_range, keep + 1, u32::MAX, 0);
         libc::syscall(libc::SYS_close_range, 0, 2, 0);
         let channel = BorrowedFd::borrow_raw(keep);
+        let mut settled = false;
         loop {
             let mut kind = 0u8;
             match libc::recv(keep, (&raw mut kind).cast(), 1, 0) {
@@ -230,10 +231,15 @@ fn child(channel: &OwnedFd, namespaces: Option<&(OwnedFd, OwnedFd)>, recipes: &[
                 let flags = libc::SOCK_CLOEXEC | if recipe.nonblocking { libc::SOCK_NONBLOCK } else { 0 };
                 *fd = check(libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | flags, 0))?;
                 socket::set_mark(BorrowedFd::borrow_raw(*fd), recipe.mark)?;
+                socket::set_room(BorrowedFd::borrow_raw(*fd))?;
             }
             send(channel, kind, &batch)?;
             for fd in batch {
                 libc::close(fd);
+            }
+            // It begins to wait.
+            if !std::mem::replace(&mut settled, true) {
+                crate::process::release_code();
             }
         }
     }

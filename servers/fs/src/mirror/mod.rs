@@ -17,6 +17,8 @@
 //! - an empty file, for one that is empty, and for any below /var/log and /var/cache;
 //! - a file that may be removed and replaced, but not read (EACCES), else.
 //!
+//! **What is not read here.** Of large files of /usr the overlay reads the content by itself, where the kernel can (`content`).
+//!
 //! **Death.** Node numbers lie in a memory file (`table`) that the core keeps, with the connection. A successor goes on with both, and
 //! asks the kernel to send again what was not answered (Linux
 //! 6.9; before that, who waited for a server that died waits for ever). All requests only read, so a second answer is as good as the first.
@@ -74,6 +76,9 @@ const WORKERS: usize = 2;
 /// So many requests are answered before more threads are started: a launch waits for each thing that is done in it.
 const LAUNCH: u64 = 64;
 
+/// For so long at most there is one thread for what waits for a disk that does not answer.
+const ALONE: Duration = Duration::from_secs(1);
+
 /// For so long at most the thread of a launch stays beside who asks.
 const NEAR: Duration = Duration::from_millis(20);
 
@@ -115,6 +120,8 @@ struct Shared {
     tree: Arc<Tree>,
     stop: AtomicBool,
     near: Mutex<Option<Arc<OwnedFd>>>,
+    /// A thread waits awake.
+    watched: AtomicBool,
     /// All [`WORKERS`] were started.
     all: AtomicBool,
     threads: Mutex<Vec<Thread>>,
@@ -154,6 +161,7 @@ impl Mirror {
             tree,
             stop: AtomicBool::new(false),
             near: Mutex::new(options.near),
+            watched: AtomicBool::new(false),
             all: AtomicBool::new(false),
             threads: Mutex::new(Vec::new()),
             counts: [const { AtomicU64::new(0) }; OPCODES],
@@ -241,10 +249,15 @@ impl Shared {
 
     /// Waits awake for the next request, for a while.
     fn wait_awake(&self) {
+        // One is enough.
+        if self.watched.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let begin = Instant::now();
         while !self.asked() && begin.elapsed() < AWAKE {
             (0..16).for_each(|_| std::hint::spin_loop());
         }
+        self.watched.store(false, Ordering::Relaxed);
     }
 
     /// Serves until it is told to stop, or the connection ends (ENODEV). A request that was taken is always answered.
@@ -279,7 +292,8 @@ impl Shared {
             if near.is_some() && (served >= LAUNCH || now - begin > NEAR) {
                 near = None;
             }
-            Shared::start_others(this, served >= LAUNCH && !this.all.load(Ordering::Relaxed) && this.asked());
+            let late = now - begin > ALONE;
+            Shared::start_others(this, served >= LAUNCH && !this.all.load(Ordering::Relaxed) && (late || this.asked()));
             for id in this.tree.changed() {
                 if let Ok(writer) = FuseDevWriter::<()>::new(this.device.as_fd().as_raw_fd(), &mut reply) {
                     // No offset: the attributes alone. Pages would be waited for, and may be waiting for this thread.

@@ -91,6 +91,7 @@ impl State {
         (fd, peer): (OwnedFd, socket::Name),
         flags: i32,
     ) -> Handled {
+        socket::set_room(fd.as_fd())?;
         let accepted = mark.accepted();
         // Nearly always a socket without a mark says the same.
         if accepted != Mark::new(mark.family()).with(ACCEPTED, 1) || mark.family() == Family::V6 {

@@ -66,15 +66,7 @@ fn result(row: &Row, figures: &[(String, Vec<f64>)]) -> Measured {
     let sides = figures.iter().map(|(side, found)| Figure::of(side, found)).collect::<Vec<_>>();
     let median = |name: &str| sides.iter().find(|figure| figure.side == name).map(|figure| figure.median);
     let hurdle = median("hurdle");
-    let rounds = |name: &str| figures.iter().find(|(side, _)| side == name).map(|(_, found)| found.as_slice());
-    // Round by round, since all sides of a round ran within seconds, and the machine's pace changes within minutes.
-    let over = |against: &str| match (rounds("hurdle")?, rounds(against)?) {
-        (ours, theirs) if ours.len() == theirs.len() => {
-            let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
-            Some(Figure::of("ratio", &ratios).median)
-        }
-        _ => Some(hurdle? / median(against)?),
-    };
+    let over = |against: &str| Some(hurdle? / median(against)?);
     let bound = match row.bound {
         Bound::AtMostFor { root, against, .. } if user_id() == 0 => Bound::AtMost(root, against),
         Bound::AtMostFor { user, against, .. } => Bound::AtMost(user, against),

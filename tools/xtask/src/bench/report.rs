@@ -131,7 +131,7 @@ fn place() -> Result<Place> {
 fn render(kept: &Kept) -> String {
     let mut text = String::from(
         "# Performance\n\nPrinted by `cargo xtask bench`; do not edit. Each row was measured in interleaved rounds of all sides; \
-         a figure is the median.\nThe ratio is hurdle's figure by that of the side it is held against, round by round; its median. *One CPU* rows run with \
+         a figure is the median.\nThe ratio is hurdle's figure by that of the side it is held against. *One CPU* rows run with \
          all processes on CPU 0:\nthey show the cost of the mechanism, the others add wake-ups between CPUs.\n",
     );
     for (user, kept) in kept {
