@@ -1,9 +1,10 @@
 //! What a program's start reads before its first own instruction.
 
 use std::ffi::{CStr, OsStr};
-use std::fs::File;
-use std::io::Read as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// How much of a file is read: what the kernel reads ahead.
@@ -13,14 +14,20 @@ const AHEAD: usize = 128 << 10;
 /// What can't be read is left.
 pub(super) fn read_ahead(program: &CStr) {
     let mut buffer = vec![0; AHEAD];
-    let mut read =
-        |path: &Path| File::open(path).and_then(|mut file| file.read(&mut buffer)).map(|n| buffer[..n].to_vec());
+    let mut read = |path: &Path| open(path)?.read(&mut buffer).map(|n| buffer[..n].to_vec());
     let Ok(head) = read(Path::new(OsStr::from_bytes(program.to_bytes()))) else { return };
     let Some(linker) = interpreter(&head) else { return };
     let library = linker.canonicalize().map(|path| path.with_file_name("libc.so.6"));
     for path in [linker, "/etc/ld.so.preload".into(), "/etc/ld.so.cache".into()].into_iter().chain(library) {
         let _ = read(&path);
     }
+}
+
+/// Opens a regular file. What else has its name is not waited for (a fifo), and not acquired (a terminal).
+fn open(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
 /// The program interpreter of a 64-bit ELF file that begins so (elf(5)).
@@ -58,5 +65,10 @@ mod tests {
         }
         read_ahead(c"/bin/sh");
         read_ahead(c"/nonexistent");
+        // Nobody writes to it.
+        let fifo = std::env::temp_dir().join(format!("hurdle-fifo-{}", std::process::id()));
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        read_ahead(&std::ffi::CString::new(fifo.as_os_str().as_bytes()).unwrap());
+        std::fs::remove_file(fifo).unwrap();
     }
 }

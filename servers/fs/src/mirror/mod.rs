@@ -231,12 +231,13 @@ impl Shared {
         Ok(())
     }
 
-    /// Starts the threads that requests ask for: `more` than one at a time, or a walk. Without them it is slower, no more.
-    fn start_others(this: &Arc<Shared>, more: bool) {
+    /// Starts the threads that requests ask for: `more` than one at a time, or a walk (`ahead`). Without them it is slower, no
+    /// more.
+    fn start_others(this: &Arc<Shared>, more: bool, ahead: bool) {
         if more && !this.all.swap(true, Ordering::Relaxed) {
             (1..WORKERS).for_each(|_| drop(Shared::start(this, Shared::work)));
         }
-        if this.tree.ahead().needs_threads() {
+        if ahead {
             (0..AHEAD).for_each(|_| drop(Shared::start(this, |shared| shared.tree.ahead().run(&shared.tree))));
         }
     }
@@ -289,11 +290,14 @@ impl Shared {
             let now = Instant::now();
             quick = if now - last < GAP { BURST.min(quick + 1) } else { 0 };
             last = now;
-            if near.is_some() && (served >= LAUNCH || now - begin > NEAR) {
+            let ahead = this.tree.ahead().needs_threads();
+            // Threads are where the one is that starts them.
+            if near.is_some() && (served >= LAUNCH || now - begin > NEAR || ahead) {
                 near = None;
             }
             let late = now - begin > ALONE;
-            Shared::start_others(this, served >= LAUNCH && !this.all.load(Ordering::Relaxed) && (late || this.asked()));
+            let alone = served >= LAUNCH && !this.all.load(Ordering::Relaxed);
+            Shared::start_others(this, alone && (late || this.asked()), ahead);
             for id in this.tree.changed() {
                 if let Ok(writer) = FuseDevWriter::<()>::new(this.device.as_fd().as_raw_fd(), &mut reply) {
                     // No offset: the attributes alone. Pages would be waited for, and may be waiting for this thread.
