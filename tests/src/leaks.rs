@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::poll::within;
+use crate::Hurdle;
+use crate::poll::{until, within};
 
 /// The environment variable whose value marks the processes of one test.
 pub const MARK: &str = "HURDLE_TEST_MARK";
@@ -119,4 +121,58 @@ impl Traces {
         });
         assert!(gone.is_some(), "left behind: {new:#?}");
     }
+}
+
+/// The host before a test; what is new after it was left behind. One at a time, since it looks at the whole host.
+#[derive(Debug)]
+pub struct Watch {
+    /// The command under test.
+    pub hurdle: Hurdle,
+    traces: Traces,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Watch {
+    /// Begins once no other one watches.
+    pub fn begin() -> Self {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        // Orphans become children of this process, so none is missed.
+        nix::sys::prctl::set_child_subreaper(true).expect("prctl");
+        let hurdle = Hurdle::new();
+        Self { traces: Traces::now(), hurdle, _turn: turn }
+    }
+
+    /// # Panics
+    /// Panics if anything is left.
+    #[track_caller]
+    pub fn end(self) {
+        self.hurdle.assert_nothing_left();
+        until("all descendants are gone", || {
+            reap();
+            let left = descendants(std::process::id());
+            left.iter().for_each(|pid| eprintln!("{}", describe(*pid)));
+            left.is_empty().then_some(())
+        });
+        self.traces.assert_no_more();
+    }
+}
+
+/// Reaps orphans that ended. Tests hold no child of their own when they call it.
+pub fn reap() {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+        if status == WaitStatus::StillAlive {
+            return;
+        }
+    }
+}
+
+/// The process id that `hurdle --json` tells.
+///
+/// # Panics
+/// Panics if `value` is none.
+pub fn pid(value: &serde_json::Value) -> nix::unistd::Pid {
+    let number = value.as_i64().and_then(|pid| i32::try_from(pid).ok());
+    nix::unistd::Pid::from_raw(number.unwrap_or_else(|| panic!("{value} is no process id")))
 }

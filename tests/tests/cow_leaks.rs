@@ -3,11 +3,11 @@
 //!
 //! These tests look at the whole host, so they take turns.
 
+use std::ops::Deref;
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hurdle_tests::leaks::{Traces, descendants, describe};
+use hurdle_tests::leaks::{Watch, pid};
 use hurdle_tests::{Hurdle, Running, Snapshot, finish, for_up_to, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -30,38 +30,32 @@ while :; do
     echo round
 done"#;
 
-/// The host before a test; what is new after it was left behind. One at a time.
-struct Watch {
-    traces: Traces,
-    hurdle: Hurdle,
+/// A watch over the host, and a directory of it that no environment may change.
+struct Work {
+    watch: Watch,
     old: Snapshot,
-    _turn: MutexGuard<'static, ()>,
 }
 
-impl Watch {
+impl Deref for Work {
+    type Target = Watch;
+
+    fn deref(&self) -> &Watch {
+        &self.watch
+    }
+}
+
+impl Work {
     fn begin() -> Self {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        // Orphans become children of this process, so none is missed.
-        nix::sys::prctl::set_child_subreaper(true).expect("prctl");
-        let hurdle = Hurdle::new();
-        let directory = hurdle.logs().join("work");
+        let watch = Watch::begin();
+        let directory = watch.hurdle.logs().join("work");
         std::fs::create_dir(&directory).expect("own directory");
         std::fs::write(directory.join("old"), "old\n".repeat(20_000)).expect("own file");
-        let old = Snapshot::of(&[directory]);
-        Self { traces: Traces::now(), hurdle, old, _turn: turn }
+        Self { old: Snapshot::of(&[directory]), watch }
     }
 
     fn end(self) {
         self.old.assert_untouched();
-        self.hurdle.assert_nothing_left();
-        until("all descendants are gone", || {
-            reap();
-            let left = descendants(std::process::id());
-            left.iter().for_each(|pid| eprintln!("{}", describe(*pid)));
-            left.is_empty().then_some(())
-        });
-        self.traces.assert_no_more();
+        self.watch.end();
     }
 
     /// The load, in an environment in the foreground.
@@ -74,21 +68,6 @@ impl Watch {
     }
 }
 
-/// Reaps orphans that ended. Tests hold no child of their own when they call it.
-fn reap() {
-    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-        if status == WaitStatus::StillAlive {
-            return;
-        }
-    }
-}
-
-fn pid(value: &Value) -> Pid {
-    let number = value.as_i64().and_then(|pid| i32::try_from(pid).ok());
-    Pid::from_raw(number.unwrap_or_else(|| panic!("{value} is no process id")))
-}
-
 /// The servers of an environment that run.
 fn servers(info: &Value) -> Vec<Pid> {
     let rights = info["rights"].as_array().expect("a list").iter();
@@ -99,7 +78,7 @@ const EACH: [&[&str]; 2] = [&["--fs", "cow"], &["--fs", "cow", "--auth", "root"]
 
 fn killed(choose: fn(&Value) -> Vec<Pid>, signal: Signal) {
     for options in EACH {
-        let watch = Watch::begin();
+        let watch = Work::begin();
         let name = watch.hurdle.name("victim");
         let running = watch.busy(&name, options);
         for victim in choose(&watch.hurdle.info(&name)) {
@@ -113,7 +92,7 @@ fn killed(choose: fn(&Value) -> Vec<Pid>, signal: Signal) {
 
 #[test]
 fn after_an_ordinary_end() {
-    let watch = Watch::begin();
+    let watch = Work::begin();
     for options in EACH.iter().chain(&[&["--fs", "ro"][..], &["--fs", "cow,size=8M"][..]]) {
         let mut command = watch.hurdle.run(options, "/bin/sh");
         command.args(["-c", "echo new 2>/dev/null > new; (setsid sleep 1000 &) ; exit 3"]);
@@ -147,7 +126,7 @@ fn after_all_is_killed_at_once() {
 #[test]
 fn a_server_that_is_killed_has_a_successor() {
     for options in EACH {
-        let watch = Watch::begin();
+        let watch = Work::begin();
         let name = watch.hurdle.name("victim");
         let mut running = watch.busy(&name, options);
         for death in 1..=5 {
@@ -172,7 +151,7 @@ fn a_server_that_is_killed_has_a_successor() {
 /// What was written to a named layer is there after the worst end; and nobody holds the layer.
 #[test]
 fn a_named_layer_outlives_its_environment() {
-    let watch = Watch::begin();
+    let watch = Work::begin();
     let name = watch.hurdle.name("kept");
     let spec = format!("cow:{name}");
     let running = watch.busy(&name, &["--fs", &spec, "--auth", "root"]);

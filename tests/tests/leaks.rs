@@ -3,55 +3,15 @@
 //! These tests look at the whole host, so they take turns.
 
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hurdle_tests::leaks::{Traces, descendants, describe};
+use hurdle_tests::leaks::{Watch, pid};
 use hurdle_tests::{Hurdle, Running, finish, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// The host before a test; what is new after it was left behind. One at a time.
-struct Watch {
-    traces: Traces,
-    hurdle: Hurdle,
-    _turn: MutexGuard<'static, ()>,
-}
-
-impl Watch {
-    fn begin() -> Self {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        // Orphans become children of this process, so none is missed.
-        nix::sys::prctl::set_child_subreaper(true).expect("prctl");
-        let hurdle = Hurdle::new();
-        Self { traces: Traces::now(), hurdle, _turn: turn }
-    }
-
-    fn end(self) {
-        self.hurdle.assert_nothing_left();
-        until("all descendants are gone", || {
-            reap();
-            let left = descendants(std::process::id());
-            left.iter().for_each(|pid| eprintln!("{}", describe(*pid)));
-            left.is_empty().then_some(())
-        });
-        self.traces.assert_no_more();
-    }
-}
-
-/// Reaps orphans that ended. Tests hold no child of their own when they call it.
-fn reap() {
-    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-    while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-        if status == WaitStatus::StillAlive {
-            return;
-        }
-    }
-}
 
 /// A redis with a client that never stops, in an environment in the foreground.
 fn busy(hurdle: &Hurdle, name: &str) -> Running {
@@ -63,11 +23,6 @@ fn busy(hurdle: &Hurdle, name: &str) -> Running {
     let running = hurdle.start(command.args(["-c", text]), "busy.log");
     until("it is busy", || running.log().contains("busy").then_some(()));
     running
-}
-
-fn pid(value: &Value) -> Pid {
-    let number = value.as_i64().and_then(|pid| i32::try_from(pid).ok());
-    Pid::from_raw(number.unwrap_or_else(|| panic!("{value} is no process id")))
 }
 
 fn killed(choose: fn(&Hurdle, &str, &Value) -> Vec<Pid>, signal: Signal) {
