@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use hurdle_proto::init::{self, Group, Program};
-use hurdle_proto::plan::{MapWriter, Plan, Root};
+use hurdle_proto::plan::{MapWriter, Plan};
 use hurdle_sys::ns::{self, Ids};
 use hurdle_sys::process::{self, Launch, Near, Signals, State, Status, Until};
 use hurdle_sys::seccomp::{Filter, ListenerFlags};
@@ -122,7 +122,7 @@ fn set_up(inside: &Inside<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
         ns::set_hostname(name).map_err(at("the host name was refused"))?;
     }
     let attach = |lent: Lent<'_>| lend(&inside.control, ATTACH, lent);
-    let mirrored = matches!(&plan.root, Root::Layered(layered) if layered.mirrored);
+    let mirrored = plan.root.is_mirrored();
     // The fs server keeps beside it: what is asked of it until the program runs is answered without a change of CPU.
     let near = if mirrored { Near::stay().ok() } else { None };
     files::set_up(plan, &inside.prepared, &attach)?;

@@ -76,6 +76,13 @@ pub enum Root {
     Layered(Layered),
 }
 
+impl Root {
+    /// Whether the fs server shows the parent's files through FUSE ([`Layered::mirrored`]).
+    pub fn is_mirrored(&self) -> bool {
+        matches!(self, Root::Layered(layered) if layered.mirrored)
+    }
+}
+
 /// Files that forget: kernel overlays (overlayfs in the kernel's documentation) on the parent's file systems.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layered {

@@ -51,13 +51,15 @@ impl Target {
         self.pidfd.as_fd()
     }
 
-    /// Its id maps: (first inside, first outside, count). `file` is `uid_map` or `gid_map`.
+    /// Its id maps: (first inside, first outside, count). `file` is `uid_map` or `gid_map` (user_namespaces(7)).
+    /// InvalidData: a line is none of a map.
     pub fn map(&self, file: &str) -> io::Result<Vec<(u32, u32, u32)>> {
         let line = |line: &str| {
             let mut numbers = line.split_whitespace().map_while(|word| word.parse().ok());
             Some((numbers.next()?, numbers.next()?, numbers.next()?))
         };
-        Ok(self.read(file)?.lines().filter_map(line).collect())
+        let map: Option<_> = self.read(file)?.lines().map(line).collect();
+        map.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{file} can't be read")))
     }
 
     /// It and all that descend from it, in the order of their pids inside.

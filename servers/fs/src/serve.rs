@@ -1,6 +1,7 @@
 //! The fs server's process: it tells what is mounted where, hands out the layer that changes go to, and shows the parent's files
 //! through FUSE where the environment needs that.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -28,7 +29,8 @@ pub fn serve() -> ExitCode {
 
 /// Shows the parent's files to an environment that may not copy them up itself.
 fn show(borrowed: &mut Borrowed, device: OwnedFd, init: &Target) -> Result<(), Refused> {
-    let map = |name| extents(&init.read(name)?).ok_or_else(|| Refused::new(EINVAL, format!("{name} can't be read")));
+    let extent = |(inside, outside, count)| Extent { inside, outside, count };
+    let map = |name| io::Result::Ok(init.map(name)?.into_iter().map(extent).collect());
     let ids = Ids::new(map("uid_map")?, map("gid_map")?)?;
     let hidden = borrowed.spec.single().map(|layer| hidden(layer).collect()).unwrap_or_default();
     let near = Some(Arc::new(init.pidfd().try_clone_to_owned()?));
@@ -39,15 +41,6 @@ fn show(borrowed: &mut Borrowed, device: OwnedFd, init: &Target) -> Result<(), R
     borrowed.stay();
     borrowed.on_return(move || mirror.stop());
     Ok(())
-}
-
-/// The lines of an id map (user_namespaces(7)).
-fn extents(text: &str) -> Option<Vec<Extent>> {
-    let extent = |line: &str| {
-        let mut words = line.split_whitespace().map(|word| word.parse().ok());
-        Some(Extent { inside: words.next()??, outside: words.next()??, count: words.next()?? })
-    };
-    text.lines().map(extent).collect()
 }
 
 struct Files {

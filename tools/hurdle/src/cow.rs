@@ -90,7 +90,6 @@ pub(crate) fn prepare(wanted: &Wanted<'_>, ids: &IdMap) -> Result<(Layered, Opti
     let path = hurdle_layer::path_of(spec.argument.as_deref().unwrap_or(wanted.name))?;
     let mut meta = Meta::new(own.clone());
     meta.base = spec.option("base").map(str::to_string);
-    let base = meta.base.clone();
     let mut layer = match Layer::open(&path) {
         Err(hurdle_layer::Error::Missing(_)) => match Layer::create(&path, meta) {
             // Another run came first: its lock says which.
@@ -100,7 +99,7 @@ pub(crate) fn prepare(wanted: &Wanted<'_>, ids: &IdMap) -> Result<(Layered, Opti
         Ok(_) if spec.argument.is_none() => {
             return Err(bad("a layer of the environment's name is there already; choose another --name, or cow:NAME"));
         }
-        Ok(layer) if spec.option("base").is_some() && layer.meta().base != base => {
+        Ok(layer) if spec.option("base").is_some() && layer.meta().base.as_deref() != spec.option("base") => {
             return Err(bad("this layer has another base already"));
         }
         layer => layer?,
