@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use hurdle_tests::leaks::{Watch, pid};
-use hurdle_tests::{Hurdle, Running, Snapshot, finish, for_up_to, until};
+use hurdle_tests::{Running, Snapshot, finish, for_up_to};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
