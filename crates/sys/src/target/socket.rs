@@ -228,7 +228,7 @@ pub fn set_mark(socket: BorrowedFd<'_>, mark: u64) -> io::Result<()> {
 
 /// Bytes that may be under way from a socket before its sender waits: the kernel's default is what fits a datagram. A stream
 /// that fills it changes from its sender to its receiver for each; natively TCP grows its own to 2.5 MiB (tcp_wmem).
-const ROOM: i32 = 256 << 10;
+const ROOM: i32 = 1 << 20;
 
 /// Gives a socket the room of a stream (SO_SNDBUF). What /proc/sys/net/core/wmem_max does not allow is left out.
 ///
