@@ -45,7 +45,8 @@ pub(crate) fn command(fuse: bool, disk: bool, stage: &Path, program: &Path) -> C
         (false, false) => PARTS,
     };
     let mut command = Command::new("/usr/bin/unshare");
-    command.args(["--mount", "--propagation", "private"]);
+    // With the program ends what serves its files.
+    command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]);
     if !root {
         command.args(["--user", "--map-root-user"]);
     }
