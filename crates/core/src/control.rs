@@ -9,14 +9,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hurdle_proto::core::{EnvInfo, Swapped, core};
+use hurdle_proto::core::{DOOR, EnvInfo, Swapped, core, door};
 use hurdle_proto::init::{Program, init};
 use hurdle_proto::server::{Peer, Stored, store};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::{abstract_socket, process};
-use hurdle_wire::{Channel, Context, Fd, Refused, ServeOptions, Stopper};
+use hurdle_wire::{Channel, Context, Fd, Refused, Router, ServeOptions, Stopper};
 use tokio::sync::oneshot;
 
+use crate::door::Door;
 use crate::env::{Ask, Mailbox};
 use crate::os;
 
@@ -41,6 +42,13 @@ pub fn connect(name: &str) -> io::Result<core::Client> {
         return Err(io::Error::from_raw_os_error(os::EPERM));
     }
     Ok(core::Client::from(Channel::from(socket)))
+}
+
+/// A client of the door of the environment that the caller is in, if its calls are trapped.
+pub fn knock() -> Option<door::Client> {
+    let socket = abstract_socket::connect(DOOR).ok()?;
+    // Who made it is outside of this pid namespace, and shows as 0; a program inside that took the name does not.
+    abstract_socket::peer(&socket).is_ok_and(|(pid, _)| pid <= 1).then(|| door::Client::from(Channel::from(socket)))
 }
 
 pub(crate) fn listen(name: &str) -> io::Result<OwnedFd> {
@@ -84,17 +92,31 @@ impl Callers {
         mailbox: Mailbox,
         init: Arc<init::Client>,
     ) -> io::Result<()> {
+        self.start(socket, mailbox.clone(), move || core::service(Arc::new(Control { peer, mailbox, init })).into())
+    }
+
+    /// Starts the thread of one program inside, which is below so many seccomp filters. EAGAIN: there are too many.
+    pub(crate) fn serve_door(&self, socket: OwnedFd, filters: u32, mailbox: Mailbox) -> io::Result<()> {
+        let peer = abstract_socket::peer_pidfd(&socket)?;
+        self.start(socket, mailbox, move || door::service(Arc::new(Door::new(peer, filters))).into())
+    }
+
+    fn start(
+        &self,
+        socket: OwnedFd,
+        mailbox: Mailbox,
+        router: impl FnOnce() -> Router + Send + 'static,
+    ) -> io::Result<()> {
         if self.threads.load(Ordering::SeqCst) >= CALLERS {
             return Err(io::Error::from_raw_os_error(os::EAGAIN));
         }
         let options = ServeOptions { stopper: self.stopper.clone(), ..ServeOptions::default() };
-        let counted = Counted { threads: self.threads.clone(), mailbox: mailbox.clone() };
+        let counted = Counted { threads: self.threads.clone(), mailbox };
         self.threads.fetch_add(1, Ordering::SeqCst);
         // Where no thread can be had the closure is dropped, and the count with it.
         std::thread::Builder::new().spawn(move || {
             let _counted = counted;
-            let service = core::service(Arc::new(Control { peer, mailbox, init }));
-            let _ = hurdle_wire::serve(&Channel::from(socket), &service.into(), &options);
+            let _ = hurdle_wire::serve(&Channel::from(socket), &router(), &options);
         })?;
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use hurdle_proto::core::{EnvInfo, Swapped};
 use hurdle_proto::init::init;
-use hurdle_proto::server::{Peer, Stored};
+use hurdle_proto::server::{Peer, SERVERS, Stored};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Event, Group, Signals, State, Status, Until};
 use hurdle_sys::{seqpacket, tty};
@@ -111,6 +111,8 @@ enum Source {
     Status,
     Mail,
     Control,
+    /// A program inside wants a sub-environment.
+    Door,
     /// A trap or a client's message for right N, which nobody serves.
     Activate(usize),
     /// The holder of right N has ended.
@@ -133,7 +135,12 @@ pub(crate) struct Env {
     signals: Signals,
     /// Closed first at the end, so that the name is free before anybody hears of it.
     listener: Option<OwnedFd>,
+    /// Where programs inside come to.
+    door: Option<OwnedFd>,
+    /// How many seccomp filters they are below.
+    filters: u32,
     callers: Callers,
+    guests: Callers,
     /// Where calls to init are made, in order, so that a stopped one holds up nobody.
     teller: Option<Sender<Tell>>,
     mailbox: Mailbox,
@@ -202,7 +209,10 @@ impl Env {
             status,
             signals,
             listener: Some(listener),
+            door: None,
+            filters: 0,
             callers: Callers::default(),
+            guests: Callers::default(),
             teller: None,
             mailbox: Mailbox { sender, bell },
             mail,
@@ -275,6 +285,7 @@ impl Env {
                     }
                 }
                 Source::Control => self.admit(),
+                Source::Door => self.open_door(),
                 Source::Activate(n) => self.lend(n),
                 Source::Ended(n) => self.server_ended(n),
                 Source::Stderr(n) => self.rights[n].drain_stderr(),
@@ -320,6 +331,9 @@ impl Env {
         };
         if let Some(listener) = &self.listener {
             watch(Source::Control, listener.as_fd(), Until::Readable);
+        }
+        if let Some(door) = &self.door {
+            watch(Source::Door, door.as_fd(), Until::Readable);
         }
         for (n, right) in self.rights.iter().enumerate() {
             if let Holder::Lent(borrower) = &right.holder {
@@ -380,7 +394,12 @@ impl Env {
         let (id, boot) = (borrower.id, borrower.boot.clone());
         let granted = seqpacket::pair().and_then(|(ours, theirs)| {
             control::serve_store(ours, &self.rights[n].interface, self.mailbox.clone())?;
-            self.rights[n].grant(&self.name, theirs)
+            let mut grant = self.rights[n].grant(&self.name, theirs)?;
+            if grant.spec.layers().len() > 1 {
+                // It starts the next one.
+                grant.attachments.push((SERVERS.into(), File::open(self.policy.servers())?.into()));
+            }
+            Ok(grant)
         });
         let (mailbox, init) = (self.mailbox.clone(), (self.rights[n].interface == "proc").then(|| self.init.clone()));
         let lent = granted.and_then(|mut grant| {
@@ -465,11 +484,11 @@ impl Env {
                 let _ = answer.send(());
             }
             Ask::Put { interface, entry, answer } => {
-                let _ = answer.send(self.find(&interface).and_then(|n| Ok(self.rights[n].put(entry)?)));
+                let _ = answer.send(self.find(&interface).map(|n| self.rights[n].stored().put(entry)));
             }
             Ask::Remove { interface, key, answer } => {
                 if let Ok(n) = self.find(&interface) {
-                    self.rights[n].remove(&key);
+                    self.rights[n].stored().remove(&key);
                 }
                 let _ = answer.send(());
             }
@@ -529,6 +548,14 @@ impl Env {
         }
     }
 
+    fn open_door(&mut self) {
+        let Some(door) = &self.door else { return };
+        while let Ok(Some(socket)) = hurdle_sys::abstract_socket::accept(door) {
+            // One too many is turned away: his channel ends.
+            let _ = self.guests.serve_door(socket, self.filters, self.mailbox.clone());
+        }
+    }
+
     fn forward_signals(&mut self) {
         while let Ok(Some((signal, from_terminal))) = self.signals.next() {
             match (signal, from_terminal, self.foreground) {
@@ -585,6 +612,7 @@ impl Env {
             let _ = tty::set_foreground(io::stdin(), 0);
         }
         self.listener = None;
+        self.door = None;
         self.rights.clear();
         let _ = process::signal(&self.launched.init.pidfd, os::SIGKILL);
         let _ = process::wait_end(self.launched.init.pid);

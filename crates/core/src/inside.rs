@@ -11,13 +11,14 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
+use hurdle_proto::core::DOOR;
 use hurdle_proto::init::{self, Group, Program};
 use hurdle_proto::plan::{MapWriter, Plan};
 use hurdle_sys::ns::{self, Ids};
 use hurdle_sys::process::{self, Launch, Near, Signals, State, Status, Until};
 use hurdle_sys::seccomp::{Filter, ListenerFlags};
 use hurdle_sys::target::Network;
-use hurdle_sys::{seqpacket, tty};
+use hurdle_sys::{abstract_socket, seqpacket, tty};
 use hurdle_wire::{Channel, Context, Fd, Refused, ServeOptions};
 
 use crate::files::{self, Prepared};
@@ -140,18 +141,17 @@ fn set_up(inside: &Inside<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
     let Some(filter) = &inside.filter else { return Ok(Vec::new()) };
     // From here, where it can't be gone yet.
     let network = Network::of(std::process::id()).map_err(at("its network namespace can't be seen"))?;
+    // Before the filter: nobody could answer its bind(2). Without it there are no traps below these, and nothing else is lost.
+    let door = abstract_socket::listen(DOOR).ok();
     let trap = filter.install(ListenerFlags::default()).map_err(|e| {
         let hint = match e.raw_os_error() {
             // A filter chain has room for one listener.
-            Some(os::EBUSY) => {
-                "this is inside an environment whose calls are trapped already, which is not possible yet: choose \
-                 --net share or --net none here"
-            }
+            Some(os::EBUSY) => "another program traps them already: choose --net share or --net none here",
             _ => "`hurdle doctor` tells what is missing",
         };
         format!("system calls can't be trapped (seccomp user notification): {e}; {hint}")
     })?;
-    Ok(vec![("trap", trap), ("network", network.into())])
+    Ok([("trap", trap), ("network", network.into())].into_iter().chain(door.map(|door| ("door", door))).collect())
 }
 
 /// Whose status goes where.
@@ -290,7 +290,8 @@ impl init::init::Server for Hand {
     }
 }
 
-fn prepare(program: Program) -> Result<(Launch, OwnedFd), Refused> {
+/// A program of a message, and the pipe of its statuses.
+pub(crate) fn prepare(program: Program) -> Result<(Launch, OwnedFd), Refused> {
     let argv: Vec<_> = program.argv.into_iter().map(os::string).collect();
     let env: Vec<_> = program.env.into_iter().map(|(k, v)| (os::string(k), os::string(v))).collect();
     let group = match program.group {
