@@ -94,8 +94,7 @@ fn who_asks_for_a_nested_one_gets_no_more_than_he_has() {
     let root = seen("root", "").success().stdout;
     assert!(root.starts_with("0\n0\n"), "{root}");
     if hurdle_tests::skip::missing(&["setpriv"]).is_none() {
-        let ranged =
-            finish(&mut hurdle.run(&["--auth", "root"], "/bin/cat").arg("/proc/self/uid_map"), LIMIT).success();
+        let ranged = finish(hurdle.run(&["--auth", "root"], "/bin/cat").arg("/proc/self/uid_map"), LIMIT).success();
         if ranged.stdout.lines().count() > 1 || ranged.stdout.contains("4294967295") {
             let nobody = "setpriv --reuid 1234 --regid 1235 --clear-groups";
             assert!(seen("root", nobody).success().stdout.starts_with("1234\n1235\n"), "not root again");
@@ -132,7 +131,7 @@ fn deep(hurdle: &Hurdle, depth: u32, last: &str) -> std::process::Command {
 #[test]
 fn sixteen_deep_each_traps_for_itself() {
     let hurdle = Hurdle::new();
-    let last = format!("python3 -c \"{}\"", OWN.replace('\n', "\n"));
+    let last = format!("python3 -c \"{OWN}\"");
     let done = finish(&mut deep(&hurdle, 16, &last), LIMIT).success();
     assert_eq!(done.stdout, "111\n", "{done}");
     hurdle.assert_nothing_left();

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-pub use apart::{Rest, run_apart};
+pub use apart::{Rest, Work, run_apart};
 pub use launch::{Group, Launch};
 pub use near::Near;
 pub use place::Place;

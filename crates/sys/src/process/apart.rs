@@ -73,9 +73,12 @@ impl Rest {
     }
 }
 
+/// What a worker does.
+pub type Work = Box<dyn FnOnce(&Rest)>;
+
 /// What the child is handed.
 struct Errand {
-    run: Option<Box<dyn FnOnce(&Rest)>>,
+    run: Option<Work>,
     pid: Arc<AtomicI32>,
     parent: libc::pid_t,
 }
@@ -102,7 +105,7 @@ extern "C" fn child(errand: *mut c_void) -> libc::c_int {
 ///
 /// # Errors
 /// EAGAIN at the limit of processes, ENOMEM: nothing was run. `Other`: it panicked or was killed.
-pub fn run_apart(pid: &Arc<AtomicI32>, run: Box<dyn FnOnce(&Rest)>) -> io::Result<()> {
+pub fn run_apart(pid: &Arc<AtomicI32>, run: Work) -> io::Result<()> {
     // SAFETY: all zeros is a valid sigaction; the handler makes one async-signal-safe call. The stack is a new private mapping, its
     // lowest page taken away again; it is unmapped once nobody runs on it, since this thread is suspended until the child has ended.
     unsafe {
