@@ -384,7 +384,7 @@ impl Env {
                 self.rights[n].holder = Holder::Lent(borrower);
                 self.hand_over(n);
             }
-            Err(why) => self.lost(n, why),
+            Err(why) => self.lost(n, why, false),
         }
     }
 
@@ -415,13 +415,13 @@ impl Env {
             })
         });
         if let Err(e) = lent {
-            self.lost(n, format!("the right can't be lent: {e}"));
+            self.lost(n, format!("the right can't be lent: {e}"), false);
         }
     }
 
     /// The holder of right `n` has ended, or could not take it.
-    fn lost(&mut self, n: usize, why: String) {
-        self.rights[n].died(why);
+    fn lost(&mut self, n: usize, why: String, killed: bool) {
+        self.rights[n].died(why, killed);
         if let Holder::Failed { reason, .. } = &self.rights[n].holder {
             let interface = &self.rights[n].interface;
             os::complain(format_args!(
@@ -454,7 +454,7 @@ impl Env {
         if let Some(words) = right.last_words() {
             why = format!("{why}; it said: {words}");
         }
-        self.lost(n, why);
+        self.lost(n, why, status.state() == State::Killed(os::SIGKILL));
     }
 
     fn find(&self, interface: &str) -> Result<usize, Refused> {
@@ -520,7 +520,7 @@ impl Env {
                 }
                 // If it died, its end says more; if it lives, it is of no use.
                 if !matches!(e, CallError::Dead) {
-                    self.lost(n, e.to_string());
+                    self.lost(n, e.to_string(), false);
                 }
             }
         }

@@ -214,11 +214,15 @@ impl Right {
         if self.interface == "net" { os::ENETDOWN } else { os::EIO }
     }
 
-    /// Notes a death; decides what comes next.
-    pub(crate) fn died(&mut self, why: String) {
+    /// Notes a death; decides what comes next. `killed`: by SIGKILL, which is nobody's own fault.
+    pub(crate) fn died(&mut self, why: String, killed: bool) {
         self.deaths += 1;
         let old = matches!(&self.holder, Holder::Lent(b) if b.ready && b.since.elapsed() > YOUNG);
-        self.young = if old { 0 } else { self.young + 1 };
+        self.young = match (old, killed) {
+            (true, _) => 0,
+            (false, true) => self.young,
+            (false, false) => self.young + 1,
+        };
         for client in &self.clients {
             // A client whose queue is full finds out by his deadline.
             let _ = hurdle_wire::announce_death(&client.channel);

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use hurdle_proto::server::{BOOTSTRAP, ClientChannel, Grant, Peer, SERVERS, Stock, Stored, server, store};
 use hurdle_proto::spec::{Layer, Spec};
 use hurdle_sys::process::numbers::{EINVAL, SIGKILL};
-use hurdle_sys::process::{self, Launch};
+use hurdle_sys::process::{self, Launch, State};
 use hurdle_sys::seqpacket;
-use hurdle_wire::{Channel, Context, Fd, Refused, ServeOptions, announce_death, serve};
+use hurdle_wire::{CallError, Channel, Context, Fd, Refused, ServeOptions, announce_death, serve};
 
 use crate::Borrowed;
 
@@ -128,7 +128,10 @@ impl Shared {
         let mut young = 0;
         loop {
             let since = Instant::now();
-            let why = match self.one_life() {
+            let ended = self.one_life();
+            // By SIGKILL: nobody's own fault.
+            let killed = matches!(&ended, Ok(status) if status.state() == State::Killed(SIGKILL));
+            let why = match ended {
                 Ok(status) => format!("exit status {}", status.shell_code()),
                 Err(why) => why,
             };
@@ -137,7 +140,7 @@ impl Shared {
             }
             // A client whose queue is full finds out by his deadline.
             let _ = announce_death(&self.channel);
-            young = if since.elapsed() > YOUNG { 0 } else { young + 1 };
+            young = if since.elapsed() > YOUNG { 0 } else { young + u32::from(!killed) };
             if young >= ENOUGH {
                 eprintln!("the server below, {}, does not stay up: {why}", self.spec);
                 std::process::exit(1);
@@ -153,7 +156,11 @@ impl Shared {
             let boot = Arc::new(boot);
             *lock(&self.lives) = Some((boot.clone(), pidfd));
             let grant = self.grant().map_err(|e| format!("the right can't be lent: {e}"))?;
-            boot.borrow(grant).deadline(PATIENCE).wait().map_err(|e| e.to_string())
+            match boot.borrow(grant).deadline(PATIENCE).wait() {
+                // How it ended says more.
+                Err(CallError::Dead) | Ok(()) => Ok(()),
+                Err(e) => Err(e.to_string()),
+            }
         });
         if lent.is_err() || self.stopping.load(Ordering::SeqCst) {
             // Not reaped yet, so the number is its own.

@@ -29,16 +29,16 @@ extern "C" fn leave(_: libc::c_int) {
 /// When the worker may be ended.
 #[derive(Debug)]
 pub struct Rest {
-    /// `None`: it is an ordinary thread, which a kill ends anywhere.
-    parent: Option<libc::pid_t>,
+    /// It is no ordinary thread, which a kill ends anywhere.
+    apart: bool,
 }
 
 impl Rest {
     /// For the same work in an ordinary thread.
-    pub const NONE: Rest = Rest { parent: None };
+    pub const NONE: Rest = Rest { apart: false };
 
     fn change(&self, how: libc::c_int) {
-        if self.parent.is_none() {
+        if !self.apart {
             return;
         }
         // SAFETY: an all-zero set is valid; the calls read and write a local.
@@ -60,16 +60,13 @@ impl Rest {
         self.change(libc::SIG_BLOCK);
     }
 
-    /// Whether its process was killed, and it goes on only to finish what it is at.
-    pub fn alone(&self) -> bool {
-        // SAFETY: takes nothing.
-        self.parent.is_some_and(|parent| unsafe { libc::getppid() != parent })
-    }
-
-    /// Ends the worker at once: what it is at is its successor's.
+    /// Ends the worker, and with it its process: what it is at is the successor's.
     pub fn leave(&self) -> ! {
-        // SAFETY: ends the process.
-        unsafe { libc::_exit(0) }
+        if self.apart {
+            // SAFETY: ends this process, which has nothing of its own to clean up.
+            unsafe { libc::_exit(1) }
+        }
+        std::process::exit(1)
     }
 }
 
@@ -86,11 +83,12 @@ struct Errand {
 extern "C" fn child(errand: *mut c_void) -> libc::c_int {
     // SAFETY: the suspended thread holds the errand until this process ends.
     let errand = unsafe { &mut *errand.cast::<Errand>() };
-    let rest = Rest { parent: Some(errand.parent) };
+    let rest = Rest { apart: true };
     rest.end();
     // SAFETY: takes integers only.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, leave_signal(), 0, 0, 0) };
-    if rest.alone() {
+    // SAFETY: takes nothing.
+    if unsafe { libc::getppid() } != errand.parent {
         return 0;
     }
     errand.pid.store(std::process::id().cast_signed(), Ordering::SeqCst);
@@ -154,7 +152,6 @@ mod tests {
                     rest.end();
                     // It allocates and frees what others allocated.
                     assert_eq!(format!("{:?}", vec![1; 1000]).len(), 3000);
-                    assert!(!rest.alone());
                 }
             });
             run_apart(&number, work)

@@ -205,8 +205,8 @@ impl Worker<'_> {
             Some(Handler::Shutdown) => state.shutdown(&trap, shared),
             None => Ok(Answer::Native),
         };
-        if handled.is_err() && self.rest.alone() {
-            // What it needed may have been killed, too.
+        if state.pool.is_broken() {
+            // What makes its sockets is gone, so perhaps is this server: no answer is better than one that Linux would not give.
             self.rest.leave();
         }
         let (on, until, accepts) = match handled {
