@@ -4,10 +4,11 @@
 //! It is a copy of the core made by clone3(2), single-threaded until its first caller; it never makes a trapped call after
 //! the filter is in place, since nobody could answer it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
@@ -191,7 +192,7 @@ fn live(inside: Inside<'_>) -> i32 {
         let asked = ready.get(1) == Some(&true);
         if asked && let Some(control) = control.take() {
             let watched = watched.clone();
-            serve(control, Arc::new_cyclic(|me| Hand { first, watched, me: me.clone() }));
+            serve(control, Arc::new_cyclic(|me| Hand { first, watched, spawned: Mutex::default(), me: me.clone() }));
         }
         while let Ok(Some(_)) = signals.next() {}
         while let Ok(Some((pid, status))) = process::try_wait(None) {
@@ -239,16 +240,31 @@ fn answer(channel: OwnedFd, hand: Arc<Hand>) {
 struct Hand {
     first: i32,
     watched: Watched,
+    /// The last programs, by the inodes of their status pipes.
+    spawned: Mutex<VecDeque<(u64, i32)>>,
     me: Weak<Hand>,
 }
+
+/// How many programs are remembered after their start.
+const SPAWNED: usize = 64;
 
 impl init::init::Server for Hand {
     async fn spawn(&self, _: &Context, program: Program) -> Result<i32, Refused> {
         let (launch, status) = prepare(program)?;
         // Held over the start, so that a child that ends at once finds its pipe.
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spawned = self.spawned.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = File::from(status);
+        let pipe = status.metadata()?.ino();
+        if let Some((_, pid)) = spawned.iter().find(|(known, _)| *known == pipe) {
+            return Ok(*pid);
+        }
         let pid = launch.start()?;
-        watched.insert(pid, File::from(status));
+        if spawned.len() == SPAWNED {
+            spawned.pop_front();
+        }
+        spawned.push_back((pipe, pid));
+        watched.insert(pid, status);
         Ok(pid)
     }
 

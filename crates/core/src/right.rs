@@ -16,7 +16,7 @@ use hurdle_proto::server::{self, ClientChannel, Grant, Peer, Stock};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Launch};
 use hurdle_sys::seqpacket;
-use hurdle_wire::{Channel, Fd, Refused, Router, ServeOptions};
+use hurdle_wire::{CallError, Channel, Fd, Refused, Router, ServeOptions};
 use tokio::sync::oneshot;
 
 use crate::refuse::Refuser;
@@ -202,7 +202,11 @@ impl Right {
         // Also before it has answered `borrow`: what came with that was gathered earlier.
         if let Holder::Lent(borrower) = &self.holder {
             let channel = Fd::from(ours.as_fd().try_clone_to_owned()?);
-            let told = borrower.boot.connect(ClientChannel { peer, channel }).deadline(ROOM).wait();
+            let told = match borrower.boot.connect(ClientChannel { peer, channel }).deadline(ROOM).wait() {
+                // Its successor gets the channel with all others.
+                Err(CallError::Dead) => Ok(()),
+                told => told,
+            };
             told.map_err(|e| Refused::new(os::EAGAIN, format!("the {} server takes no clients: {e}", self.interface)))?;
         }
         self.clients.push(Client { peer, channel: ours });

@@ -20,12 +20,18 @@ use super::look;
 use super::run::{UNTRAPPED, end_as, program_or_shell};
 use crate::failure::{Failure, OWN};
 
+/// How many servers may die before one has started the program.
+const ASKED: usize = 10;
+
 pub(crate) fn enter(env: &str, command: Vec<OsString>) -> Result<ExitCode, Failure> {
     let client = proc::Client::from(look::server(env, "proc")?);
     let argv = program_or_shell(command);
     let name = argv[0].to_string_lossy().into_owned();
     let (mut session, program) = Session::prepare(argv, Vec::new())?;
-    let pid = client.spawn(program).wait().map_err(|e| match &e {
+    // Asked again with the same status pipe it is the same program, so the death of a server in the midst is no loss.
+    let asked = (0..ASKED).map(|_| client.spawn(program.clone()).wait()).find(|asked| *asked != Err(CallError::Dead));
+    drop(program);
+    let pid = asked.unwrap_or(Err(CallError::Dead)).map_err(|e| match &e {
         CallError::Refused(refused) => {
             let (code, why) = hurdle_core::exec_failure(&io::Error::from_raw_os_error(refused.errno));
             Failure::new(name, why).code(code)
