@@ -115,6 +115,70 @@ os.execv(sys.argv[1], sys.argv[1:])";
     hurdle.assert_nothing_left();
 }
 
+/// Root inside starts nested environments, stops what appears between the clone and the exec, and looks into it. What is still a
+/// copy of the core outside carries the outer environment's name in its arguments.
+const LOOK: &str = r#"
+import ctypes, os, signal, subprocess, sys, time
+outer, own = sys.argv[1], sys.argv[2]
+libc = ctypes.CDLL(None, use_errno=True)
+def refused(pid, what):
+    try: what()
+    except (PermissionError, FileNotFoundError, ProcessLookupError): return
+    # It may have been stopped at the end of its exec.
+    now = open(f"/proc/{pid}/cmdline").read()
+    if outer in now: raise SystemExit("it may be looked into")
+def fd_of(fd, number):
+    if libc.syscall(438, fd, number, 0) < 0: raise PermissionError
+for attempt in range(30):
+    run = subprocess.Popen([own, "run", "--net", "local", "--", "true"])
+    end = time.time() + 2
+    while run.poll() is None and time.time() < end:
+        for pid in range(run.pid + 1, run.pid + 6):
+            try:
+                fd = os.pidfd_open(pid)
+                signal.pidfd_send_signal(fd, signal.SIGSTOP)
+                arguments = open(f"/proc/{pid}/cmdline").read()
+            except OSError: continue
+            if outer in arguments:
+                refused(pid, lambda: open(f"/proc/{pid}/mem", "rb"))
+                refused(pid, lambda: os.readlink(f"/proc/{pid}/root"))
+                for number in range(64):
+                    refused(pid, lambda: fd_of(fd, number))
+                    refused(pid, lambda: os.readlink(f"/proc/{pid}/fd/{number}"))
+            try: signal.pidfd_send_signal(fd, signal.SIGCONT)
+            except OSError: pass
+            os.close(fd)
+    run.kill(); run.wait()
+print("seen")
+"#;
+
+#[test]
+fn what_is_about_to_be_a_nested_one_shows_nothing_of_the_outside() {
+    let hurdle = Hurdle::new();
+    let (outer, own) = (hurdle.name("outer"), hurdle.binary().to_str().expect("a plain path"));
+    for auth in ["root", "same"] {
+        let mut run = hurdle.run(&["--name", &outer, "--net", "local", "--auth", auth], "python3");
+        let done = finish(run.args(["-c", LOOK, &outer, own]), LIMIT).success();
+        assert_eq!(done.stdout, "seen\n", "{done}");
+    }
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn a_nested_one_has_the_limits_of_who_asks() {
+    let hurdle = Hurdle::new();
+    let own = hurdle.binary().to_str().expect("a plain path");
+    let seen = |net: &str| {
+        let text = format!(
+            "umask 0027; ulimit -n 300; ulimit -c 0; cd /usr; trap '' USR2; nice -n 3 {own} run --net {net} -- \
+             sh -c 'umask; ulimit -n; pwd; nice; grep SigIgn /proc/self/status | tail -c 5; grep Cpus_allowed: /proc/self/status'"
+        );
+        finish(hurdle.run(&["--net", "local"], "/bin/sh").args(["-c", &text]), LIMIT).success().stdout
+    };
+    assert_eq!(seen("local"), seen("none"), "none is started by the caller himself");
+    hurdle.assert_nothing_left();
+}
+
 /// `hurdle run --net local` so often, one in the other, each with a listener of its own on one port; then `$LAST`.
 const DEEP: &str = r#"
 if [ "$1" -gt 0 ]; then exec "$HURDLE" run --name "$NAME-$1" --net local -- sh -c "$TEXT" sh $(($1 - 1)); fi

@@ -39,6 +39,9 @@ impl Door {
 
 impl door::Server for Door {
     async fn spawn(&self, _: &Context, program: Program) -> Result<i32, Refused> {
+        if !held(&self.started).is_empty() {
+            return Err(Refused::new(os::EBUSY, "one program at a time"));
+        }
         let peer = self.peer.try_clone()?;
         let place = Place::of(peer, self.filters).map_err(|e| match e.raw_os_error() {
             Some(errno) => Refused::new(errno, e.to_string()),
@@ -46,15 +49,21 @@ impl door::Server for Door {
         })?;
         let (launch, status) = prepare(program)?;
         let pid = launch.in_place_of(place).start()?;
-        held(&self.started).insert(pid, process::pidfd(pid)?);
+        let ended = || {
+            // Nobody could end it later.
+            let _ = process::kill(pid, os::SIGKILL);
+            let _ = process::wait_end(pid);
+        };
+        held(&self.started).insert(pid, process::pidfd(pid).inspect_err(|_| ended())?);
         let started = self.started.clone();
-        std::thread::Builder::new().spawn(move || {
+        let waiter = std::thread::Builder::new().spawn(move || {
             if let Ok(ended) = process::wait_end(pid) {
                 // One who asked and does not read holds up nobody.
                 let _ = File::from(status).write_all(&ended.to_bytes());
             }
             held(&started).remove(&pid);
-        })?;
+        });
+        waiter.inspect_err(|_| ended())?;
         Ok(pid)
     }
 

@@ -147,7 +147,10 @@ fn set_up(inside: &Inside<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
     let trap = filter.install(ListenerFlags::default()).map_err(|e| {
         let hint = match e.raw_os_error() {
             // A filter chain has room for one listener.
-            Some(os::EBUSY) => "another program traps them already: choose --net share or --net none here",
+            Some(os::EBUSY) => {
+                "an environment around this one traps them, and its network is not the one here, so it can't be asked: \
+                 choose --net share or --net none"
+            }
             _ => "`hurdle doctor` tells what is missing",
         };
         format!("system calls can't be trapped (seccomp user notification): {e}; {hint}")

@@ -4,13 +4,14 @@
 //! [`Call`]; what becomes of it is an [`Answer`], and [`Next::pass`] has the server below give it. All servers of a stack hold the
 //! listener and the ledger, so a call that is passed down is a small message, and the last one answers the kernel by itself.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ use hurdle_sys::target::{self, memory};
 use hurdle_wire::{CallError, Context, Refused};
 
 use crate::address::LONGEST;
+
+/// How long an answer that is being given may take when the right is asked back.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What a server does with programs' calls.
 pub trait Between: Send + Sync + 'static {
@@ -38,7 +42,7 @@ pub enum Answer {
     Fail(i32),
     /// The call goes on in the environment's own kernel network, which is empty but for loopback.
     Native,
-    /// The server below has seen to it.
+    /// The server below has seen to it: what [`Next::pass`] returns.
     Passed(Outcome),
 }
 
@@ -132,7 +136,8 @@ impl Next {
     pub async fn pass(self) -> Answer {
         let Some(below) = self.below else { return Answer::Native };
         self.left.store(true, Ordering::SeqCst);
-        match below.trapped(self.trapped).await {
+        // For as long as it takes: the ledger knows of the call, whoever dies.
+        match below.trapped(self.trapped).deadline(Duration::MAX).await {
             Ok(outcome) => Answer::Passed(*self.passed.get_or_init(|| outcome)),
             // It does not know the call, or does not want it.
             Err(CallError::Refused(refused)) => {
@@ -143,7 +148,8 @@ impl Next {
                 self.left.store(false, Ordering::SeqCst);
                 Answer::Fail(libc::ENETDOWN)
             }
-            Err(_) => Answer::Fail(libc::ENETDOWN),
+            // It is stopped, or gone for good: the call is the successor's.
+            Err(_) => Answer::Passed(Outcome::Waits),
         }
     }
 }
@@ -186,6 +192,7 @@ pub fn stand<B: Between>(borrowed: &mut Borrowed, between: B) -> Result<impl hur
         below: below.as_ref().map(|below| net::Client::from(below.channel())),
         traps: AtomicU64::new(0),
         stop: AtomicBool::new(false),
+        hand: Mutex::default(),
     });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build()?;
     for (slot, call) in work.ledger.recover(&work.listener) {
@@ -202,7 +209,7 @@ pub fn stand<B: Between>(borrowed: &mut Borrowed, between: B) -> Result<impl hur
     borrowed.on_return(move || {
         stopped.halt(receiver);
         // What is in hand stays in the ledger, for the successor.
-        runtime.shutdown_background();
+        runtime.shutdown_timeout(PATIENCE);
         below.into_iter().for_each(Below::stop);
     });
     Ok(net::service(Service(work)))
@@ -215,6 +222,8 @@ struct Work<B> {
     below: Option<net::Client>,
     traps: AtomicU64,
     stop: AtomicBool,
+    /// Calls that are being answered.
+    hand: Mutex<HashSet<u64>>,
 }
 
 impl<B: Between> Work<B> {
@@ -233,7 +242,11 @@ impl<B: Between> Work<B> {
                         // A signal, or a call that was cancelled while it was received.
                         Some(libc::EINTR) => {}
                         Some(libc::ENOENT) if !process::ended(self.listener.as_fd()) => {}
-                        _ => return,
+                        _ if process::ended(self.listener.as_fd()) => return,
+                        _ => {
+                            eprintln!("trapped calls can't be received: {error}");
+                            std::process::exit(1);
+                        }
                     }
                 }
             }
@@ -251,8 +264,19 @@ impl<B: Between> Work<B> {
         let _ = receiver.join();
     }
 
-    /// Has one call answered. Its slot is cleared by whoever answers the kernel.
+    /// Has one call answered, unless it is being answered.
     async fn answer(self: Arc<Self>, slot: Slot, raw: seccomp::Call) -> Outcome {
+        let hand = || self.hand.lock().unwrap_or_else(PoisonError::into_inner);
+        if !hand().insert(raw.id) {
+            return Outcome::Waits;
+        }
+        let outcome = self.clone().answer_once(slot, raw).await;
+        hand().remove(&raw.id);
+        outcome
+    }
+
+    /// Has one call answered. Its slot is cleared by whoever answers the kernel.
+    async fn answer_once(self: Arc<Self>, slot: Slot, raw: seccomp::Call) -> Outcome {
         self.traps.fetch_add(1, Ordering::Relaxed);
         let (passed, left) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
         let trapped = Trapped { slot: Ledger::number(&slot), id: raw.id };
@@ -265,7 +289,8 @@ impl<B: Between> Work<B> {
         let (done, outcome) = match answer {
             Answer::Return(value) => (listener.answer(raw.id, Ok(value)), Outcome::Returned(value)),
             Answer::Fail(errno) => (listener.answer(raw.id, Err(errno)), Outcome::Failed(errno)),
-            Answer::Native | Answer::Passed(_) => (listener.resume(raw.id), Outcome::Native),
+            Answer::Native => (listener.resume(raw.id), Outcome::Native),
+            Answer::Passed(outcome) => return outcome,
         };
         if !left.load(Ordering::SeqCst) {
             self.ledger.clear(&slot);

@@ -93,10 +93,10 @@ extern "C" fn child(errand: *mut c_void) -> libc::c_int {
     }
     errand.pid.store(std::process::id().cast_signed(), Ordering::SeqCst);
     let run = errand.run.take();
-    match catch_unwind(AssertUnwindSafe(|| run.into_iter().for_each(|run| run(&rest)))) {
-        Ok(()) => 0,
-        Err(_) => 101,
-    }
+    let ended = catch_unwind(AssertUnwindSafe(|| run.into_iter().for_each(|run| run(&rest))));
+    // Not a return, which would end this thread alone, and not those that it has started.
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(if ended.is_ok() { 0 } else { 101 }) }
 }
 
 /// Runs `run` in a worker, which begins in the midst of a step, and waits for its end; `pid` is the worker's number meanwhile.

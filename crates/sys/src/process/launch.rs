@@ -135,9 +135,10 @@ impl Launch {
         self
     }
 
-    /// Starts it in the namespaces of another process, with the ids and no more rights than that one has.
+    /// Starts it in the namespaces and the working directory of another process, with its ids and no more rights than it has.
     pub fn in_place_of(mut self, place: Place) -> Launch {
         self.place = Some(place);
+        self.cwd = None;
         self
     }
 
@@ -215,12 +216,15 @@ impl Launch {
         // The last close of this side is how success is seen.
         drop(low);
 
+        let mut keep: Vec<RawFd> = moves.iter().map(|(fd, _)| fd.as_raw_fd()).chain([report.as_raw_fd()]).collect();
+        keep.extend(self.place.iter().flat_map(Place::fds));
+        keep.sort_unstable();
         let parent = std::process::id() as libc::pid_t;
         // SAFETY: the child calls only `exec`, which makes async-signal-safe calls alone.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
-                let placed = self.place.as_ref().map_or(0, |place| place.step_in(report.as_raw_fd()));
+                let placed = self.place.as_ref().map_or(0, |place| place.step_in(report.as_raw_fd(), &keep));
                 let errno = if placed == 0 { self.exec(parent, &moves, &argv, &envp) } else { placed };
                 // SAFETY: writes four bytes of a local to an open fd, then ends the child.
                 unsafe {

@@ -9,8 +9,10 @@
 
 use super::listener::{Call, Listener};
 use std::collections::HashSet;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -19,11 +21,23 @@ use std::time::{Duration, Instant};
 pub const LEDGER_SLOTS: usize = 4096;
 
 /// How long the last step of a killed server's worker may take.
-const TURN: Duration = Duration::from_millis(100);
+const TURN: Duration = Duration::from_secs(1);
 
 const CALLS: usize = LEDGER_SLOTS * size_of::<Call>();
 /// The calls, and a byte for each that says its height.
-const BYTES: usize = CALLS + LEDGER_SLOTS;
+const BYTES: usize = CALLS + LEDGER_SLOTS + 8;
+/// Where the number of the worker's process stands.
+const WORKER: u64 = (CALLS + LEDGER_SLOTS) as u64;
+
+/// Ends a worker by its number, if that is still one's.
+fn end_worker(pid: i32) {
+    let name = || std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    if let Ok(pidfd) = crate::process::pidfd(pid)
+        && name().trim() == "hurdle-traps"
+    {
+        let _ = crate::process::signal(&pidfd, libc::SIGKILL);
+    }
+}
 
 /// Where a server stands among those that share a ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,9 +94,8 @@ impl Ledger {
     /// # Errors
     /// `InvalidData` if the file is too short; ENOMEM.
     pub fn map(file: impl AsFd, height: Height) -> io::Result<Ledger> {
-        use std::os::unix::fs::FileExt;
         let fd = file.as_fd();
-        let contents = std::fs::File::from(fd.try_clone_to_owned()?);
+        let contents = File::from(fd.try_clone_to_owned()?);
         if contents.metadata()?.len() < BYTES as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the ledger's file is too short"));
         }
@@ -108,19 +121,33 @@ impl Ledger {
     }
 
     /// Waits until nobody else answers calls of this ledger: the worker of a killed server may be at its last one. Who has the
-    /// turn has it until the file is closed. Whoever has it for long has lost it.
+    /// turn has it until the file is closed. A worker that takes too long is ended.
     ///
     /// # Errors
     /// EMFILE.
-    pub fn turn(ledger: &impl AsFd) -> io::Result<std::fs::File> {
+    pub fn turn(ledger: &impl AsFd) -> io::Result<File> {
         // Opened anew: the lock is the open file's, and all servers hold one and the same.
         let path = format!("/proc/self/fd/{}", ledger.as_fd().as_raw_fd());
-        let file = std::fs::File::options().read(true).write(true).open(path)?;
-        let end = Instant::now() + TURN;
-        while file.try_lock().is_err() && Instant::now() < end {
+        let file = File::options().read(true).write(true).open(path)?;
+        let begin = Instant::now();
+        let mut ended = false;
+        while file.try_lock().is_err() && begin.elapsed() < 2 * TURN {
+            if begin.elapsed() > TURN && !std::mem::replace(&mut ended, true) {
+                let mut pid = [0; 4];
+                file.read_exact_at(&mut pid, WORKER)?;
+                end_worker(i32::from_ne_bytes(pid));
+            }
             std::thread::sleep(Duration::from_micros(50));
         }
         Ok(file)
+    }
+
+    /// Notes which process answers, for who has the turn next.
+    ///
+    /// # Errors
+    /// None are known.
+    pub fn note_worker(turn: &File, pid: i32) -> io::Result<()> {
+        turn.write_all_at(&pid.to_ne_bytes(), WORKER)
     }
 
     fn id(&self, slot: u16) -> &AtomicU64 {
@@ -222,7 +249,10 @@ impl Ledger {
     /// Clears a slot and gives it back.
     pub fn release(&self, slot: Slot) {
         self.clear(&slot);
-        self.free_list().push(slot.0);
+        // Who does not receive takes none.
+        if self.height.top {
+            self.free_list().push(slot.0);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use hurdle_netstack::table::handler;
 use hurdle_proto::net::{Outcome, Trapped};
 use hurdle_server::Awake;
 use hurdle_sys::process::{Rest, run_apart};
-use hurdle_sys::seccomp::{Call, Slot};
+use hurdle_sys::seccomp::{Call, Ledger, Slot};
 use hurdle_sys::target::socket::Alarm;
 use std::fs::File;
 use std::io;
@@ -68,17 +68,18 @@ pub(super) struct Passed {
 /// Starts the worker, which has the ledger's turn. `calm`: as an ordinary thread, for its first calls.
 pub(super) fn spawn(shared: Arc<Shared>, source: Source, turn: File, calm: bool) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("hurdle-traps".into()).stack_size(256 * 1024).spawn(move || {
-        let _turn = turn;
+        let turn = Arc::new(turn);
         let source = Arc::new(Mutex::new(source));
         let thread = Worker { shared: &shared, rest: &Rest::NONE, dispatch: Dispatch::new() };
         if calm && !thread.run(&source, true, Some(FEW)) {
             return;
         }
         // There is load: a kill of this process shall not reach it between the first step for a call and the answer.
-        let (own, calls) = (shared.clone(), source.clone());
+        let (own, calls, noted) = (shared.clone(), source.clone(), turn.clone());
         let apart = run_apart(
             &shared.apart,
             Box::new(move |rest| {
+                let _ = Ledger::note_worker(&noted, std::process::id().cast_signed());
                 Worker { shared: &own, rest, dispatch: Dispatch::new() }.run(&calls, !calm, None);
             }),
         );
