@@ -1,8 +1,9 @@
-//! Environments in environments: what works today, and the one clear error where the kernel allows no second trap.
+//! Environments in environments: each with traps of its own, to any depth, and none with more than the one around it.
 
 use std::time::Duration;
 
-use hurdle_tests::{Hurdle, finish, skip};
+use hurdle_tests::{Hurdle, finish, skip, until};
+use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -35,17 +36,206 @@ fn the_first_that_traps_may_be_an_inner_one() {
     hurdle.assert_nothing_left();
 }
 
+/// What a network of one's own allows: a listener, a connection to it, and none to the outer one's port.
+const OWN: &str = "import socket
+s = socket.create_server(('127.0.0.1', 8080)); c = socket.create_connection(('127.0.0.1', 8080))
+assert s.accept()[1] == c.getsockname() and c.getpeername() == ('127.0.0.1', 8080)
+print(socket.socket().connect_ex(('127.0.0.1', 8081)))";
+
 #[test]
-fn a_second_that_traps_is_refused_with_a_way_on() {
+fn a_second_that_traps_has_a_network_of_its_own() {
     let hurdle = Hurdle::new();
-    for outer in [&["--net", "local"][..], &["--swappable"]] {
-        let done = nested(&hurdle, outer, &["--net", "local"], "true").exits(125).says("--net share or --net none");
-        assert_eq!(done.stdout, "", "{done}");
-        assert_eq!(done.stderr.lines().count(), 1, "one error: {done}");
-        // As it says.
-        nested(&hurdle, outer, &["--net", "none"], "true").success();
+    let outside = "import socket, subprocess, sys; s = socket.create_server(('127.0.0.1', 8081))\n\
+                   sys.exit(subprocess.run(sys.argv[1:]).returncode)";
+    let own = hurdle.binary().to_str().expect("a plain path");
+    for outer in [&["--net", "local"][..], &["--swappable"], &["--net", "local", "--auth", "root,ids=one"]] {
+        for inner in [&["--net", "local"][..], &["--swappable", "--net", "local", "--auth", "root,ids=one"]] {
+            let mut run = hurdle.run(outer, "python3");
+            run.args(["-c", outside, own, "run"]).args(inner).args(["--", "python3", "-c", OWN]);
+            let done = finish(&mut run, LIMIT).success();
+            assert_eq!((&*done.stdout, &*done.stderr), ("111\n", ""), "{outer:?} {inner:?}: {done}");
+        }
     }
     hurdle.assert_nothing_left();
+}
+
+#[test]
+fn what_stands_for_a_nested_one_passes_files_status_and_signals() {
+    let hurdle = Hurdle::new();
+    let local = &["--net", "local"][..];
+    for (text, code) in [("exit 42", 42), ("kill -TERM $$", 128 + 15), ("exec /nonexistent", 127)] {
+        nested(&hurdle, local, local, text).exits(code);
+    }
+    let own = hurdle.binary().to_str().expect("a plain path");
+    let text = format!("cd /usr && echo word | {own} run --net local -- sh -c 'cat; pwd; echo $X; echo err >&2'");
+    let mut run = hurdle.run(local, "/bin/sh");
+    let done = finish(run.env("X", "from outside").args(["-c", &text]), LIMIT).success();
+    assert_eq!((&*done.stdout, &*done.stderr), ("word\n/usr\nfrom outside\n", "err\n"));
+    // A signal reaches the innermost program, which ends by its own choice.
+    let inner = "trap \"exit 7\" TERM; echo > ready; sleep 1000 & wait";
+    let text = format!("cd {} && exec {own} run --net local -- sh -c '{inner}'", hurdle.logs().display());
+    let name = hurdle.name("outer");
+    let running = hurdle.start(hurdle.run(&["--name", &name, "--net", "local"], "/bin/sh").args(["-c", &text]), "log");
+    until("it is ready", || hurdle.logs().join("ready").exists().then_some(()));
+    hurdle.call(&["kill", &name, "-TERM"]).success();
+    assert_eq!(running.join().code(), Some(7));
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn who_asks_for_a_nested_one_gets_no_more_than_he_has() {
+    let hurdle = Hurdle::new();
+    let own = hurdle.binary().to_str().expect("a plain path");
+    let inner = format!("{own} run --net local -- sh -c 'id -u; id -g; grep NoNewPrivs /proc/self/status'");
+    let seen = |auth: &str, before: &str| {
+        let text = format!("{before} sh -c '{}'", inner.replace('\'', "'\\''"));
+        finish(hurdle.run(&["--net", "local", "--auth", auth], "/bin/sh").args(["-c", &text]), LIMIT)
+    };
+    let root = seen("root", "").success().stdout;
+    assert!(root.starts_with("0\n0\n"), "{root}");
+    if hurdle_tests::skip::missing(&["setpriv"]).is_none() {
+        let ranged = finish(hurdle.run(&["--auth", "root"], "/bin/cat").arg("/proc/self/uid_map"), LIMIT).success();
+        if ranged.stdout.lines().count() > 1 || ranged.stdout.contains("4294967295") {
+            let nobody = "setpriv --reuid 1234 --regid 1235 --clear-groups";
+            assert!(seen("root", nobody).success().stdout.starts_with("1234\n1235\n"), "not root again");
+        }
+        let denied = seen("root", "setpriv --no-new-privs").success().stdout;
+        assert!(denied.contains("NoNewPrivs:\t1"), "{denied}");
+    }
+    // A filter of its own would be left behind.
+    let sandbox = "import ctypes, os, sys
+code = (ctypes.c_uint64 * 1)(0x7fff0000_00000006)
+class Program(ctypes.Structure): _fields_ = [('length', ctypes.c_ushort), ('code', ctypes.c_void_p)]
+libc = ctypes.CDLL(None); libc.prctl(38, 1, 0, 0, 0)
+assert libc.prctl(22, 2, ctypes.byref(Program(1, ctypes.addressof(code)))) == 0
+os.execv(sys.argv[1], sys.argv[1:])";
+    let mut run = hurdle.run(&["--net", "local"], "python3");
+    let done = finish(run.args(["-c", sandbox, own, "run", "--net", "local", "--", "true"]), LIMIT).exits(125);
+    assert!(done.stderr.contains("a sandbox of its own"), "{done}");
+    hurdle.assert_nothing_left();
+}
+
+/// Root inside starts nested environments, stops what appears between the clone and the exec, and looks into it. What is still a
+/// copy of the core outside carries the outer environment's name in its arguments.
+const LOOK: &str = r#"
+import ctypes, os, signal, subprocess, sys, time
+outer, own = sys.argv[1], sys.argv[2]
+libc = ctypes.CDLL(None, use_errno=True)
+def refused(pid, what):
+    try: what()
+    except (PermissionError, FileNotFoundError, ProcessLookupError): return
+    # It may have been stopped at the end of its exec.
+    now = open(f"/proc/{pid}/cmdline").read()
+    if outer in now: raise SystemExit("it may be looked into")
+def fd_of(fd, number):
+    if libc.syscall(438, fd, number, 0) < 0: raise PermissionError
+for attempt in range(30):
+    run = subprocess.Popen([own, "run", "--net", "local", "--", "true"])
+    end = time.time() + 2
+    while run.poll() is None and time.time() < end:
+        for pid in range(run.pid + 1, run.pid + 6):
+            try:
+                fd = os.pidfd_open(pid)
+                signal.pidfd_send_signal(fd, signal.SIGSTOP)
+                arguments = open(f"/proc/{pid}/cmdline").read()
+            except OSError: continue
+            if outer in arguments:
+                refused(pid, lambda: open(f"/proc/{pid}/mem", "rb"))
+                refused(pid, lambda: os.readlink(f"/proc/{pid}/root"))
+                for number in range(64):
+                    refused(pid, lambda: fd_of(fd, number))
+                    refused(pid, lambda: os.readlink(f"/proc/{pid}/fd/{number}"))
+            try: signal.pidfd_send_signal(fd, signal.SIGCONT)
+            except OSError: pass
+            os.close(fd)
+    run.kill(); run.wait()
+print("seen")
+"#;
+
+#[test]
+fn what_is_about_to_be_a_nested_one_shows_nothing_of_the_outside() {
+    let hurdle = Hurdle::new();
+    let (outer, own) = (hurdle.name("outer"), hurdle.binary().to_str().expect("a plain path"));
+    for auth in ["root", "same"] {
+        let mut run = hurdle.run(&["--name", &outer, "--net", "local", "--auth", auth], "python3");
+        let done = finish(run.args(["-c", LOOK, &outer, own]), LIMIT).success();
+        assert_eq!(done.stdout, "seen\n", "{done}");
+    }
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn a_nested_one_has_the_limits_of_who_asks() {
+    let hurdle = Hurdle::new();
+    let own = hurdle.binary().to_str().expect("a plain path");
+    let seen = |net: &str| {
+        let text = format!(
+            "umask 0027; ulimit -n 300; ulimit -c 0; cd /usr; trap '' USR2; nice -n 3 {own} run --net {net} -- \
+             sh -c 'umask; ulimit -n; pwd; nice; grep SigIgn /proc/self/status | tail -c 5; grep Cpus_allowed: /proc/self/status'"
+        );
+        finish(hurdle.run(&["--net", "local"], "/bin/sh").args(["-c", &text]), LIMIT).success().stdout
+    };
+    assert_eq!(seen("local"), seen("none"), "none is started by the caller himself");
+    hurdle.assert_nothing_left();
+}
+
+/// `hurdle run --net local` so often, one in the other, each with a listener of its own on one port; then `$LAST`.
+const DEEP: &str = r#"
+if [ "$1" -gt 0 ]; then exec "$HURDLE" run --name "$NAME-$1" --net local -- sh -c "$TEXT" sh $(($1 - 1)); fi
+eval "$LAST"
+"#;
+
+fn deep(hurdle: &Hurdle, depth: u32, last: &str) -> std::process::Command {
+    let mut command = hurdle.command();
+    command.env("TEXT", DEEP).env("LAST", last).env("NAME", hurdle.name("deep")).env("HURDLE", hurdle.binary());
+    command.args(["run", "--net", "local", "--", "sh", "-c", DEEP, "sh", &(depth - 1).to_string()]);
+    command
+}
+
+#[test]
+fn sixteen_deep_each_traps_for_itself() {
+    let hurdle = Hurdle::new();
+    let last = format!("python3 -c \"{OWN}\"");
+    let done = finish(&mut deep(&hurdle, 16, &last), LIMIT).success();
+    assert_eq!(done.stdout, "111\n", "{done}");
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn what_lies_below_is_seen_and_swapped_and_killed_and_nothing_above() {
+    let hurdle = Hurdle::new();
+    let own = hurdle.binary().to_str().expect("a plain path");
+    let (outer, inner) = (hurdle.name("outer"), hurdle.name("inner"));
+    let text = format!(
+        "{own} run --name {inner} --detach --net local -- sleep 1000 && {own} ls | tail -n +2 | cut -d' ' -f1; \
+         {own} ps {inner} | grep -c '^2 '; {own} swap {inner} net=none; {own} enter {inner} -- echo entered; \
+         {own} kill {inner}; {own} ls | tail -n +2; {own} kill {outer}"
+    );
+    let mut run = hurdle.run(&["--name", &outer, "--net", "local"], "/bin/sh");
+    let done = finish(run.args(["-c", &text]), LIMIT).exits(125);
+    let lines: Vec<&str> = done.stdout.lines().collect();
+    assert_eq!(lines[..3], [&inner, &inner, "1"], "{done}");
+    assert!(lines[3].contains("net=local is now net=none") && lines[4] == "entered", "{done}");
+    assert!(lines.get(5).is_none(), "nothing is left, and what is above is not seen: {done}");
+    assert!(done.stderr.contains(&outer), "{done}");
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn the_death_of_one_ends_all_below() {
+    let hurdle = Hurdle::new();
+    let ready = hurdle.logs().join("ready");
+    let last = format!("echo > {}; sleep 1000", ready.display());
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let mut command = deep(&hurdle, 4, &last);
+        let running = hurdle.start(&mut command, "log");
+        until("the deepest runs", || ready.exists().then_some(()));
+        // The outermost core, or its program.
+        running.signal(signal);
+        assert!(!running.join().success());
+        hurdle.assert_nothing_left();
+        std::fs::remove_file(&ready).expect("own file");
+    }
 }
 
 /// A listener outside of the cut, and a client in it: what the client's connect says.

@@ -9,14 +9,16 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hurdle_proto::core::{EnvInfo, Swapped, core};
+use hurdle_proto::core::{DOOR, EnvInfo, Swapped, core, door};
 use hurdle_proto::init::{Program, init};
 use hurdle_proto::server::{Peer, Stored, store};
 use hurdle_proto::spec::Spec;
+use hurdle_sys::process::Place;
 use hurdle_sys::{abstract_socket, process};
-use hurdle_wire::{Channel, Context, Fd, Refused, ServeOptions, Stopper};
+use hurdle_wire::{Channel, Context, Fd, Refused, Router, ServeOptions, Stopper};
 use tokio::sync::oneshot;
 
+use crate::door::Door;
 use crate::env::{Ask, Mailbox};
 use crate::os;
 
@@ -42,6 +44,24 @@ pub fn connect(name: &str) -> io::Result<core::Client> {
     }
     Ok(core::Client::from(Channel::from(socket)))
 }
+
+/// A client of the door of the environment that the caller is in, if its calls are trapped.
+pub fn knock() -> Option<door::Client> {
+    // Who is below no filter needs none.
+    process::pidfd(i32::try_from(std::process::id()).ok()?)
+        .and_then(|own| Place::filters(&own))
+        .ok()
+        .filter(|n| *n > 0)?;
+    let socket = abstract_socket::connect(DOOR).ok()?;
+    let (pid, uid) = abstract_socket::peer(&socket).ok()?;
+    // Its listener is pid 1 of the caller's environment, or of one around that, which is not seen from here: then it is the
+    // caller's own user, and no id that has no meaning here. Else it could be anybody's who shares the network.
+    let own = pid == 1 || (pid == 0 && uid == process::effective_ids().0 && uid != NOBODY);
+    own.then(|| door::Client::from(Channel::from(socket)))
+}
+
+/// What an id without a mapping shows as (user_namespaces(7)).
+const NOBODY: u32 = 65534;
 
 pub(crate) fn listen(name: &str) -> io::Result<OwnedFd> {
     abstract_socket::listen(&(prefix() + name))
@@ -74,6 +94,8 @@ pub(crate) struct Callers {
 
 /// How many callers are served at a time; one more is turned away.
 const CALLERS: usize = 256;
+/// The same of programs inside, each of which may have started one.
+const GUESTS: usize = 32;
 
 impl Callers {
     /// Starts the thread of one caller. EAGAIN: there are too many.
@@ -84,17 +106,34 @@ impl Callers {
         mailbox: Mailbox,
         init: Arc<init::Client>,
     ) -> io::Result<()> {
-        if self.threads.load(Ordering::SeqCst) >= CALLERS {
+        self.start(CALLERS, socket, mailbox.clone(), move || {
+            core::service(Arc::new(Control { peer, mailbox, init })).into()
+        })
+    }
+
+    /// Starts the thread of one program inside, which is below so many seccomp filters. EAGAIN: there are too many.
+    pub(crate) fn serve_door(&self, socket: OwnedFd, filters: u32, mailbox: Mailbox) -> io::Result<()> {
+        let peer = abstract_socket::peer_pidfd(&socket)?;
+        self.start(GUESTS, socket, mailbox, move || door::service(Arc::new(Door::new(peer, filters))).into())
+    }
+
+    fn start(
+        &self,
+        most: usize,
+        socket: OwnedFd,
+        mailbox: Mailbox,
+        router: impl FnOnce() -> Router + Send + 'static,
+    ) -> io::Result<()> {
+        if self.threads.load(Ordering::SeqCst) >= most {
             return Err(io::Error::from_raw_os_error(os::EAGAIN));
         }
         let options = ServeOptions { stopper: self.stopper.clone(), ..ServeOptions::default() };
-        let counted = Counted { threads: self.threads.clone(), mailbox: mailbox.clone() };
+        let counted = Counted { threads: self.threads.clone(), mailbox };
         self.threads.fetch_add(1, Ordering::SeqCst);
         // Where no thread can be had the closure is dropped, and the count with it.
         std::thread::Builder::new().spawn(move || {
             let _counted = counted;
-            let service = core::service(Arc::new(Control { peer, mailbox, init }));
-            let _ = hurdle_wire::serve(&Channel::from(socket), &service.into(), &options);
+            let _ = hurdle_wire::serve(&Channel::from(socket), &router(), &options);
         })?;
         Ok(())
     }

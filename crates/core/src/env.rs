@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use hurdle_proto::core::{EnvInfo, Swapped};
 use hurdle_proto::init::init;
-use hurdle_proto::server::{Peer, Stored};
+use hurdle_proto::server::{Peer, SERVERS, Stored};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Event, Group, Signals, State, Status, Until};
 use hurdle_sys::{seqpacket, tty};
@@ -111,6 +111,8 @@ enum Source {
     Status,
     Mail,
     Control,
+    /// A program inside wants a sub-environment.
+    Door,
     /// A trap or a client's message for right N, which nobody serves.
     Activate(usize),
     /// The holder of right N has ended.
@@ -133,7 +135,12 @@ pub(crate) struct Env {
     signals: Signals,
     /// Closed first at the end, so that the name is free before anybody hears of it.
     listener: Option<OwnedFd>,
+    /// Where programs inside come to.
+    door: Option<OwnedFd>,
+    /// How many seccomp filters they are below.
+    filters: u32,
     callers: Callers,
+    guests: Callers,
     /// Where calls to init are made, in order, so that a stopped one holds up nobody.
     teller: Option<Sender<Tell>>,
     mailbox: Mailbox,
@@ -202,7 +209,10 @@ impl Env {
             status,
             signals,
             listener: Some(listener),
+            door: None,
+            filters: 0,
             callers: Callers::default(),
+            guests: Callers::default(),
             teller: None,
             mailbox: Mailbox { sender, bell },
             mail,
@@ -275,6 +285,7 @@ impl Env {
                     }
                 }
                 Source::Control => self.admit(),
+                Source::Door => self.open_door(),
                 Source::Activate(n) => self.lend(n),
                 Source::Ended(n) => self.server_ended(n),
                 Source::Stderr(n) => self.rights[n].drain_stderr(),
@@ -320,6 +331,9 @@ impl Env {
         };
         if let Some(listener) = &self.listener {
             watch(Source::Control, listener.as_fd(), Until::Readable);
+        }
+        if let Some(door) = &self.door {
+            watch(Source::Door, door.as_fd(), Until::Readable);
         }
         for (n, right) in self.rights.iter().enumerate() {
             if let Holder::Lent(borrower) = &right.holder {
@@ -370,7 +384,7 @@ impl Env {
                 self.rights[n].holder = Holder::Lent(borrower);
                 self.hand_over(n);
             }
-            Err(why) => self.lost(n, why),
+            Err(why) => self.lost(n, why, false),
         }
     }
 
@@ -380,7 +394,12 @@ impl Env {
         let (id, boot) = (borrower.id, borrower.boot.clone());
         let granted = seqpacket::pair().and_then(|(ours, theirs)| {
             control::serve_store(ours, &self.rights[n].interface, self.mailbox.clone())?;
-            self.rights[n].grant(&self.name, theirs)
+            let mut grant = self.rights[n].grant(&self.name, theirs)?;
+            if grant.spec.layers().len() > 1 {
+                // It starts the next one.
+                grant.attachments.push((SERVERS.into(), File::open(self.policy.servers())?.into()));
+            }
+            Ok(grant)
         });
         let (mailbox, init) = (self.mailbox.clone(), (self.rights[n].interface == "proc").then(|| self.init.clone()));
         let lent = granted.and_then(|mut grant| {
@@ -396,13 +415,13 @@ impl Env {
             })
         });
         if let Err(e) = lent {
-            self.lost(n, format!("the right can't be lent: {e}"));
+            self.lost(n, format!("the right can't be lent: {e}"), false);
         }
     }
 
     /// The holder of right `n` has ended, or could not take it.
-    fn lost(&mut self, n: usize, why: String) {
-        self.rights[n].died(why);
+    fn lost(&mut self, n: usize, why: String, killed: bool) {
+        self.rights[n].died(why, killed);
         if let Holder::Failed { reason, .. } = &self.rights[n].holder {
             let interface = &self.rights[n].interface;
             os::complain(format_args!(
@@ -435,7 +454,7 @@ impl Env {
         if let Some(words) = right.last_words() {
             why = format!("{why}; it said: {words}");
         }
-        self.lost(n, why);
+        self.lost(n, why, status.state() == State::Killed(os::SIGKILL));
     }
 
     fn find(&self, interface: &str) -> Result<usize, Refused> {
@@ -465,11 +484,11 @@ impl Env {
                 let _ = answer.send(());
             }
             Ask::Put { interface, entry, answer } => {
-                let _ = answer.send(self.find(&interface).and_then(|n| Ok(self.rights[n].put(entry)?)));
+                let _ = answer.send(self.find(&interface).map(|n| self.rights[n].stored().put(entry)));
             }
             Ask::Remove { interface, key, answer } => {
                 if let Ok(n) = self.find(&interface) {
-                    self.rights[n].remove(&key);
+                    self.rights[n].stored().remove(&key);
                 }
                 let _ = answer.send(());
             }
@@ -501,7 +520,7 @@ impl Env {
                 }
                 // If it died, its end says more; if it lives, it is of no use.
                 if !matches!(e, CallError::Dead) {
-                    self.lost(n, e.to_string());
+                    self.lost(n, e.to_string(), false);
                 }
             }
         }
@@ -526,6 +545,14 @@ impl Env {
                 // One too many is turned away: his channel ends.
                 let _ = self.callers.serve(socket, peer, self.mailbox.clone(), self.init.clone());
             }
+        }
+    }
+
+    fn open_door(&mut self) {
+        let Some(door) = &self.door else { return };
+        while let Ok(Some(socket)) = hurdle_sys::abstract_socket::accept(door) {
+            // One too many is turned away: his channel ends.
+            let _ = self.guests.serve_door(socket, self.filters, self.mailbox.clone());
         }
     }
 
@@ -585,6 +612,7 @@ impl Env {
             let _ = tty::set_foreground(io::stdin(), 0);
         }
         self.listener = None;
+        self.door = None;
         self.rights.clear();
         let _ = process::signal(&self.launched.init.pidfd, os::SIGKILL);
         let _ = process::wait_end(self.launched.init.pid);

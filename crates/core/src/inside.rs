@@ -4,20 +4,22 @@
 //! It is a copy of the core made by clone3(2), single-threaded until its first caller; it never makes a trapped call after
 //! the filter is in place, since nobody could answer it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
+use hurdle_proto::core::DOOR;
 use hurdle_proto::init::{self, Group, Program};
 use hurdle_proto::plan::{MapWriter, Plan};
 use hurdle_sys::ns::{self, Ids};
 use hurdle_sys::process::{self, Launch, Near, Signals, State, Status, Until};
 use hurdle_sys::seccomp::{Filter, ListenerFlags};
 use hurdle_sys::target::Network;
-use hurdle_sys::{seqpacket, tty};
+use hurdle_sys::{abstract_socket, seqpacket, tty};
 use hurdle_wire::{Channel, Context, Fd, Refused, ServeOptions};
 
 use crate::files::{self, Prepared};
@@ -140,18 +142,20 @@ fn set_up(inside: &Inside<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
     let Some(filter) = &inside.filter else { return Ok(Vec::new()) };
     // From here, where it can't be gone yet.
     let network = Network::of(std::process::id()).map_err(at("its network namespace can't be seen"))?;
+    // Before the filter: nobody could answer its bind(2). Without it there are no traps below these, and nothing else is lost.
+    let door = abstract_socket::listen(DOOR).ok();
     let trap = filter.install(ListenerFlags::default()).map_err(|e| {
         let hint = match e.raw_os_error() {
             // A filter chain has room for one listener.
             Some(os::EBUSY) => {
-                "this is inside an environment whose calls are trapped already, which is not possible yet: choose \
-                 --net share or --net none here"
+                "an environment around this one traps them, and its network is not the one here, so it can't be asked: \
+                 choose --net share or --net none"
             }
             _ => "`hurdle doctor` tells what is missing",
         };
         format!("system calls can't be trapped (seccomp user notification): {e}; {hint}")
     })?;
-    Ok(vec![("trap", trap), ("network", network.into())])
+    Ok([("trap", trap), ("network", network.into())].into_iter().chain(door.map(|door| ("door", door))).collect())
 }
 
 /// Whose status goes where.
@@ -191,7 +195,7 @@ fn live(inside: Inside<'_>) -> i32 {
         let asked = ready.get(1) == Some(&true);
         if asked && let Some(control) = control.take() {
             let watched = watched.clone();
-            serve(control, Arc::new_cyclic(|me| Hand { first, watched, me: me.clone() }));
+            serve(control, Arc::new_cyclic(|me| Hand { first, watched, spawned: Mutex::default(), me: me.clone() }));
         }
         while let Ok(Some(_)) = signals.next() {}
         while let Ok(Some((pid, status))) = process::try_wait(None) {
@@ -239,16 +243,31 @@ fn answer(channel: OwnedFd, hand: Arc<Hand>) {
 struct Hand {
     first: i32,
     watched: Watched,
+    /// The last programs, by the inodes of their status pipes.
+    spawned: Mutex<VecDeque<(u64, i32)>>,
     me: Weak<Hand>,
 }
+
+/// How many programs are remembered after their start.
+const SPAWNED: usize = 64;
 
 impl init::init::Server for Hand {
     async fn spawn(&self, _: &Context, program: Program) -> Result<i32, Refused> {
         let (launch, status) = prepare(program)?;
         // Held over the start, so that a child that ends at once finds its pipe.
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spawned = self.spawned.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = File::from(status);
+        let pipe = status.metadata()?.ino();
+        if let Some((_, pid)) = spawned.iter().find(|(known, _)| *known == pipe) {
+            return Ok(*pid);
+        }
         let pid = launch.start()?;
-        watched.insert(pid, File::from(status));
+        if spawned.len() == SPAWNED {
+            spawned.pop_front();
+        }
+        spawned.push_back((pipe, pid));
+        watched.insert(pid, status);
         Ok(pid)
     }
 
@@ -290,7 +309,8 @@ impl init::init::Server for Hand {
     }
 }
 
-fn prepare(program: Program) -> Result<(Launch, OwnedFd), Refused> {
+/// A program of a message, and the pipe of its statuses.
+pub(crate) fn prepare(program: Program) -> Result<(Launch, OwnedFd), Refused> {
     let argv: Vec<_> = program.argv.into_iter().map(os::string).collect();
     let env: Vec<_> = program.env.into_iter().map(|(k, v)| (os::string(k), os::string(v))).collect();
     let group = match program.group {

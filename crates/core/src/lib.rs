@@ -8,9 +8,11 @@
 //! - `right`: one receive right, its store, its borrower; `refuse`: who answers for a right that has failed;
 //! - `env`: the loop that owns all of it, on the main thread alone, so nothing is locked; it starts every process, since
 //!   what it starts dies with this thread;
-//! - `control`: the `core` interface on an abstract socket, a thread per caller, which only asks the loop.
+//! - `control`: the `core` interface on an abstract socket, a thread per caller, which only asks the loop; `door`: the way to a
+//!   sub-environment, for programs inside.
 
 mod control;
+mod door;
 mod env;
 mod files;
 mod inside;
@@ -21,12 +23,13 @@ mod right;
 
 use std::ffi::OsString;
 use std::io;
+use std::path::Path;
 
 use hurdle_proto::plan::Plan;
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::Status;
 
-pub use control::{connect, names};
+pub use control::{connect, knock, names};
 pub use env::FORWARDED;
 pub use launch::Start;
 pub use os::{complain, exec_failure};
@@ -45,6 +48,12 @@ pub trait Policy: Send + Sync {
     /// The command that serves `interface` as `spec` says; `trapped`: programs' calls come to it. An error: nothing serves it,
     /// and why.
     fn server(&self, interface: &str, spec: &Spec, trapped: bool) -> Result<Command, String>;
+
+    /// The program that serves the standard kinds as `hurdle server INTERFACE`.
+    fn servers(&self) -> &Path {
+        // This very file, also if another has taken its place since.
+        Path::new("/proc/self/exe")
+    }
 
     /// Whether a right launched as `from` can become `to` while programs run; if not, why, and what to do.
     fn may_swap(&self, interface: &str, from: &Spec, to: &Spec, trapped: bool) -> Result<(), String>;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use hurdle_sys::process::{self, Event, Until};
-use hurdle_sys::seccomp::{Call, Ledger, Listener};
+use hurdle_sys::seccomp::{Call, Height, Ledger, Listener};
 
 /// A thread that refuses every trapped call, until it is dropped.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ impl Refuser {
     pub(crate) fn start(trap: OwnedFd, ledger: OwnedFd, errno: i32) -> io::Result<Refuser> {
         let stop = Arc::new(Event::new()?);
         let heard = stop.clone();
-        let ledger = Ledger::map(&ledger)?;
+        let ledger = Ledger::map(&ledger, Height::ALONE)?;
         let thread = std::thread::Builder::new().name("refuser".into()).spawn(move || {
             let listener = Listener::from(trap);
             for (slot, call) in ledger.recover(&listener) {

@@ -4,7 +4,7 @@
 //! duplicates of them. Starting a server, starting its successor after a death, and swapping it are the same act: lend to
 //! another process.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hurdle_proto::core::{RightInfo, RightState, Swapped};
-use hurdle_proto::server::{self, ClientChannel, Grant, Peer, Stored};
+use hurdle_proto::server::{self, ClientChannel, Grant, Peer, Stock};
 use hurdle_proto::spec::Spec;
-use hurdle_sys::process::{self, Group, Launch};
+use hurdle_sys::process::{self, Launch};
 use hurdle_sys::seqpacket;
-use hurdle_wire::{Channel, Fd, Refused, Router, ServeOptions};
+use hurdle_wire::{CallError, Channel, Fd, Refused, Router, ServeOptions};
 use tokio::sync::oneshot;
 
 use crate::refuse::Refuser;
@@ -30,6 +30,39 @@ const YOUNG: Duration = Duration::from_millis(20);
 const ROOM: Duration = Duration::from_millis(100);
 /// Lines of a server's standard error that are kept.
 const LINES: usize = 20;
+
+/// The last lines of what servers wrote to their standard error.
+#[derive(Default)]
+struct Words {
+    lines: VecDeque<String>,
+    /// The last one has no end yet.
+    open: bool,
+}
+
+impl Words {
+    /// Takes in what there is to read. False at its end.
+    fn read(&mut self, stderr: &mut File) -> bool {
+        let mut buffer = [0; 4096];
+        let got = stderr.read(&mut buffer).unwrap_or(0);
+        for piece in String::from_utf8_lossy(&buffer[..got]).split_inclusive('\n') {
+            let open = std::mem::replace(&mut self.open, !piece.ends_with('\n'));
+            let text = piece.trim_end_matches('\n');
+            match self.lines.back_mut().filter(|line| open && line.len() < 4096) {
+                Some(line) => line.push_str(text),
+                None if text.trim().is_empty() => {}
+                None => self.lines.push_back(text.to_string()),
+            }
+            if self.lines.len() > LINES {
+                self.lines.pop_front();
+            }
+        }
+        got > 0
+    }
+
+    fn last(&self) -> Option<&str> {
+        self.lines.back().map(String::as_str)
+    }
+}
 
 /// Who has the right.
 pub(crate) enum Holder {
@@ -83,12 +116,12 @@ pub(crate) struct Right {
     pub(crate) attachments: Vec<(String, OwnedFd)>,
     pub(crate) clients: Vec<Client>,
     pub(crate) swap: Option<Swap>,
-    stored: BTreeMap<String, (Vec<u8>, Vec<OwnedFd>)>,
+    stored: Stock,
     /// Servers in a row that died young.
     young: usize,
     deaths: u32,
     swaps: u32,
-    stderr: VecDeque<String>,
+    stderr: Words,
 }
 
 impl Right {
@@ -100,11 +133,11 @@ impl Right {
             attachments,
             clients: Vec::new(),
             swap: None,
-            stored: BTreeMap::new(),
+            stored: Stock::default(),
             young: 0,
             deaths: 0,
             swaps: 0,
-            stderr: VecDeque::new(),
+            stderr: Words::default(),
         }
     }
 
@@ -135,7 +168,6 @@ impl Right {
     /// Everything a borrower gets; `core` is his end of a channel for the `store` interface.
     pub(crate) fn grant(&self, env: &str, core: OwnedFd) -> io::Result<Grant> {
         let copy = |fd: &OwnedFd| fd.try_clone().map(Fd::from);
-        let copies = |fds: &Vec<OwnedFd>| fds.iter().map(copy).collect::<io::Result<Vec<_>>>();
         Ok(Grant {
             interface: self.interface.clone(),
             spec: self.spec.clone(),
@@ -145,11 +177,7 @@ impl Right {
                 .iter()
                 .map(|(name, fd)| Ok((name.clone(), copy(fd)?)))
                 .collect::<io::Result<_>>()?,
-            store: self
-                .stored
-                .iter()
-                .map(|(key, (bytes, fds))| Ok(Stored { key: key.clone(), bytes: bytes.clone(), fds: copies(fds)? }))
-                .collect::<io::Result<_>>()?,
+            store: self.stored.entries(),
             channels: self
                 .clients
                 .iter()
@@ -159,16 +187,9 @@ impl Right {
         })
     }
 
-    /// Keeps what a server stores.
-    pub(crate) fn put(&mut self, entry: Stored) -> io::Result<()> {
-        let fds = entry.fds.into_iter().map(Fd::into_owned).collect::<io::Result<_>>()?;
-        self.stored.insert(entry.key, (entry.bytes, fds));
-        Ok(())
-    }
-
-    /// Forgets it.
-    pub(crate) fn remove(&mut self, key: &str) {
-        self.stored.remove(key);
+    /// What servers have stored.
+    pub(crate) fn stored(&mut self) -> &mut Stock {
+        &mut self.stored
     }
 
     /// A channel for one more client, his end returned; the holder learns of it.
@@ -181,7 +202,11 @@ impl Right {
         // Also before it has answered `borrow`: what came with that was gathered earlier.
         if let Holder::Lent(borrower) = &self.holder {
             let channel = Fd::from(ours.as_fd().try_clone_to_owned()?);
-            let told = borrower.boot.connect(ClientChannel { peer, channel }).deadline(ROOM).wait();
+            let told = match borrower.boot.connect(ClientChannel { peer, channel }).deadline(ROOM).wait() {
+                // Its successor gets the channel with all others.
+                Err(CallError::Dead) => Ok(()),
+                told => told,
+            };
             told.map_err(|e| Refused::new(os::EAGAIN, format!("the {} server takes no clients: {e}", self.interface)))?;
         }
         self.clients.push(Client { peer, channel: ours });
@@ -193,11 +218,15 @@ impl Right {
         if self.interface == "net" { os::ENETDOWN } else { os::EIO }
     }
 
-    /// Notes a death; decides what comes next.
-    pub(crate) fn died(&mut self, why: String) {
+    /// Notes a death; decides what comes next. `killed`: by SIGKILL, which is nobody's own fault.
+    pub(crate) fn died(&mut self, why: String, killed: bool) {
         self.deaths += 1;
         let old = matches!(&self.holder, Holder::Lent(b) if b.ready && b.since.elapsed() > YOUNG);
-        self.young = if old { 0 } else { self.young + 1 };
+        self.young = match (old, killed) {
+            (true, _) => 0,
+            (false, true) => self.young,
+            (false, false) => self.young + 1,
+        };
         for client in &self.clients {
             // A client whose queue is full finds out by his deadline.
             let _ = hurdle_wire::announce_death(&client.channel);
@@ -261,13 +290,13 @@ impl Right {
     /// The successor never came up: all stays as it is. What it said last, and whom to tell.
     pub(crate) fn call_off(&mut self) -> Option<(String, oneshot::Sender<Result<Swapped, Refused>>)> {
         let mut swap = self.swap.take()?;
-        let mut said = VecDeque::new();
+        let mut said = Words::default();
         // Killed first: then what it wrote has an end.
         let stderr = swap.successor.take().and_then(|mut successor| successor.stderr.take());
         if let Some(mut stderr) = stderr {
-            Right::read_stderr(&mut said, &mut stderr);
+            said.read(&mut stderr);
         }
-        Some((said.pop_back().unwrap_or_default(), swap.answer))
+        Some((said.last().unwrap_or_default().to_string(), swap.answer))
     }
 
     /// The successor could not take the right: the former kind comes back.
@@ -285,31 +314,18 @@ impl Right {
         Swapped { from, to, pause_us: 0 }
     }
 
-    /// Takes in what a server wrote to its standard error. False at its end.
-    pub(crate) fn read_stderr(lines: &mut VecDeque<String>, stderr: &mut File) -> bool {
-        let mut buffer = [0; 4096];
-        let got = stderr.read(&mut buffer).unwrap_or(0);
-        for line in String::from_utf8_lossy(&buffer[..got]).lines().filter(|line| !line.trim().is_empty()) {
-            if lines.len() == LINES {
-                lines.pop_front();
-            }
-            lines.push_back(line.to_string());
-        }
-        got > 0
-    }
-
     /// Of the holder.
     pub(crate) fn drain_stderr(&mut self) {
         let Holder::Lent(borrower) = &mut self.holder else { return };
         let Some(stderr) = &mut borrower.stderr else { return };
-        if !Right::read_stderr(&mut self.stderr, stderr) {
+        if !self.stderr.read(stderr) {
             borrower.stderr = None;
         }
     }
 
     /// The last line of standard error.
     pub(crate) fn last_words(&self) -> Option<&str> {
-        self.stderr.back().map(String::as_str)
+        self.stderr.last()
     }
 
     pub(crate) fn info(&self) -> RightInfo {
@@ -328,7 +344,7 @@ impl Right {
             },
             deaths: self.deaths,
             swaps: self.swaps,
-            stderr: self.stderr.iter().cloned().collect(),
+            stderr: self.stderr.lines.iter().cloned().collect(),
         }
     }
 }
@@ -338,15 +354,7 @@ impl Borrower {
     pub(crate) fn start(id: u64, command: &Command) -> io::Result<Borrower> {
         let (ours, theirs) = seqpacket::pair()?;
         let (stderr, writer) = process::pipe()?;
-        let null = || -> io::Result<OwnedFd> { Ok(File::options().read(true).write(true).open("/dev/null")?.into()) };
-        let env: Vec<_> = std::env::vars_os().collect();
-        let launch = Launch::new(&command.argv, &env, [null()?, null()?, writer])?
-            .program(&command.file)?
-            .fd(theirs, server::BOOTSTRAP)
-            .group(Group::Session)
-            .no_new_privileges()
-            .dies_with_parent();
-        let pid = launch.start()?;
+        let pid = Launch::server(&command.file, &command.argv, writer, (theirs, server::BOOTSTRAP))?.start()?;
         let boot = Arc::new(server::server::Client::from(Channel::from(ours)));
         let pidfd = process::pidfd(pid).inspect_err(|_| {
             // Nobody could end it later.

@@ -91,3 +91,19 @@ hurdle_wire::interface! {
         6 fn kill(signal: i32) -> ();
     }
 }
+
+/// The abstract name of [`door`](mod@door), in the network namespace of an environment whose calls are trapped.
+pub const DOOR: &str = "hurdle-door";
+
+hurdle_wire::interface! {
+    /// Served by the core of an environment to the programs in it: the way to a sub-environment that traps, too. A filter of
+    /// trapped calls can't stand below another one, so what is started here stands in the caller's place without one. It has less
+    /// than the caller, never more: namespaces deny, and traps only give.
+    pub mod door = 9 {
+        /// Runs a program with the caller's ids in the caller's namespaces, below no trap; returns its number, which is for
+        /// `signal` alone. It ends with this channel. `group` is a session of its own, with or without a terminal.
+        1 fn spawn(program: Program) -> i32;
+        /// Sends it a signal.
+        2 fn signal(number: i32, signal: i32) -> ();
+    }
+}

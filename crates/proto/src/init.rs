@@ -4,7 +4,7 @@ use hurdle_wire::Fd;
 use serde::{Deserialize, Serialize};
 
 /// A program to run inside.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Program {
     /// Its arguments; the first is looked up in `PATH` inside. Bytes, as execve(2) takes them.
     pub argv: Vec<Vec<u8>>,
@@ -39,7 +39,8 @@ pub enum Group {
 hurdle_wire::interface! {
     /// Served by init, the pid 1 of an environment.
     pub mod init = 4 {
-        /// Runs a program, and returns its pid inside once its exec succeeded. Refused with the errno of that exec.
+        /// Runs a program, and returns its pid inside once its exec succeeded. Refused with the errno of that exec. Asked again with the
+        /// same status pipe, it is the same program: who does not know if he was heard may ask again.
         1 fn spawn(program: Program) -> i32;
         /// kill(2), with pids as the environment sees them; a negative one is a process group, 0 the first program.
         2 fn signal(pid: i32, signal: i32) -> ();

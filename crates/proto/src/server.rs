@@ -1,5 +1,7 @@
 //! What the core says to whoever borrows a receive right: the same three calls start a server, restart and swap it.
 
+use std::collections::BTreeMap;
+
 use hurdle_wire::Fd;
 use serde::{Deserialize, Serialize};
 
@@ -7,6 +9,9 @@ use crate::spec::Spec;
 
 /// The fd on which a server finds its bootstrap channel.
 pub const BOOTSTRAP: i32 = 3;
+
+/// The attachment that is the program of the standard servers, for who starts the server below itself.
+pub const SERVERS: &str = "servers";
 
 /// All that comes with a right.
 #[derive(Debug, Serialize, Deserialize)]
@@ -18,7 +23,8 @@ pub struct Grant {
     /// The environment's name.
     pub env: String,
     /// Channels between the kernel and the server, by name: `trap`, `ledger`, `init`, `pidfd`; and `network`, the
-    /// environment's network namespace, for who answers its trapped calls.
+    /// environment's network namespace, for who answers its trapped calls. In a stack only the first server gets `trap`; those
+    /// below get the same as `calls`, to answer what they are passed.
     pub attachments: Vec<(String, Fd)>,
     /// What former holders of the right left in the store.
     pub store: Vec<Stored>,
@@ -55,6 +61,32 @@ pub struct Stored {
     pub bytes: Vec<u8>,
     /// Kept open by the core.
     pub fds: Vec<Fd>,
+}
+
+/// What servers have stored, as its keeper has it.
+#[derive(Debug, Default)]
+pub struct Stock(BTreeMap<String, (Vec<u8>, Vec<Fd>)>);
+
+impl Stock {
+    /// Keeps an entry in the place of one with the same key.
+    pub fn put(&mut self, entry: Stored) {
+        self.0.insert(entry.key, (entry.bytes, entry.fds));
+    }
+
+    /// Forgets an entry.
+    pub fn remove(&mut self, key: &str) {
+        self.0.remove(key);
+    }
+
+    /// All of it.
+    pub fn entries(&self) -> Vec<Stored> {
+        let entry = |(key, (bytes, fds)): (&String, &(Vec<u8>, Vec<Fd>))| Stored {
+            key: key.clone(),
+            bytes: bytes.clone(),
+            fds: fds.clone(),
+        };
+        self.0.iter().map(entry).collect()
+    }
 }
 
 hurdle_wire::interface! {

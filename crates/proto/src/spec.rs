@@ -95,12 +95,31 @@ impl Spec {
         Spec(vec![Layer::plain(kind)])
     }
 
+    /// Its servers, the outermost first. Never empty.
+    pub fn layers(&self) -> &[Layer] {
+        &self.0
+    }
+
+    /// The outermost server, and the stack that it stands on.
+    pub fn split(&self) -> (&Layer, Option<Spec>) {
+        let below = (self.0.len() > 1).then(|| Spec(self.0[1..].to_vec()));
+        (&self.0[0], below)
+    }
+
     /// The one layer of a kind that can't be stacked.
     pub fn single(&self) -> Result<&Layer, SpecError> {
         match self.0.as_slice() {
             [one] => Ok(one),
             _ => Err(self.error("there is no interposer for this interface yet, so `+` has no meaning here")),
         }
+    }
+
+    /// The same with the paths of programs made absolute, as seen from `directory`.
+    pub fn from_directory(mut self, directory: &std::path::Path) -> Spec {
+        for layer in self.0.iter_mut().filter(|layer| layer.is_program()) {
+            layer.kind = directory.join(&layer.kind).to_string_lossy().into_owned();
+        }
+        self
     }
 
     /// The same with other values of options; what `change` says against one is an error about this spec.

@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use hurdle_proto::{auth, core, fs, init, net, process, server};
 use hurdle_wire::{Interface, shape};
 
-const INTERFACES: [&Interface; 8] = [
+const INTERFACES: [&Interface; 9] = [
     &core::core::INTERFACE,
+    &core::door::INTERFACE,
     &server::server::INTERFACE,
     &server::store::INTERFACE,
     &init::init::INTERFACE,

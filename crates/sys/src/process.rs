@@ -1,7 +1,9 @@
 //! Processes: started from a prepared [`Launch`], held behind pidfds (pidfd_open(2)), reaped by wait4(2).
 
+mod apart;
 mod launch;
 mod near;
+mod place;
 mod program;
 mod signals;
 mod wait;
@@ -12,8 +14,10 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
+pub use apart::{Rest, Work, run_apart};
 pub use launch::{Group, Launch};
 pub use near::Near;
+pub use place::Place;
 pub use signals::{SignalMask, Signals, die_by, hear_of_children, signal_name, signal_number};
 pub use wait::{State, Status, try_wait, wait, wait_end};
 

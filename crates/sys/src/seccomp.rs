@@ -13,6 +13,6 @@ mod ledger;
 mod listener;
 
 pub use filter::{Action, ArgMatch, Filter, ListenerFlags, Rule};
-pub use ledger::{LEDGER_SLOTS, Ledger, Slot};
+pub use ledger::{Height, LEDGER_SLOTS, Ledger, Slot};
 pub(crate) use listener::interrupt_signal;
-pub use listener::{Call, Listener, interrupt, interruptible};
+pub use listener::{Call, Listener, interrupt, interrupt_process, interruptible};

@@ -132,6 +132,14 @@ impl Call<String> {
     }
 }
 
+impl<T> Call<T> {
+    /// Whether it may be sent again to the successor of a server that died.
+    pub(crate) fn idempotent(mut self, is: bool) -> Call<T> {
+        self.idempotent = is;
+        self
+    }
+}
+
 fn decode_text(raw: Raw<'_>) -> Result<String, CallError> {
     match String::from_utf8(raw.payload.to_vec()) {
         Ok(text) if raw.flags.has(Flags::TEXT) => Ok(text),

@@ -250,7 +250,10 @@ impl Serving {
             other => return Err(format!("the client sent a frame of kind {other:?}")),
         }
         let (bytes, fd_count) = (payload.len(), fds.len());
-        self.wait_for_room(&header, bytes, fd_count)?;
+        if self.is_under_way(&header)? {
+            return Ok(());
+        }
+        self.wait_for_room(bytes, fd_count);
         let context = Context::new(peer, &header);
         let incoming = Incoming { header, payload: &payload, fds, context: context.clone() };
         let mut answering = self.router.dispatch(incoming);
@@ -266,22 +269,27 @@ impl Serving {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether this request is in flight already: a client whose server died sends again what may still have been in the queue. An
+    /// error: he had no cause to.
+    fn is_under_way(&self, header: &Header) -> Result<bool, String> {
+        if !self.flights().calls.contains_key(&header.request) {
+            return Ok(false);
+        }
+        if header.kind == Kind::Call && self.router.idempotent(header.interface, header.call) {
+            return Ok(true);
+        }
+        Err(format!("the client sent request {} while it was in flight", header.request))
+    }
+
     /// Waits until the budgets allow another call. What is in flight may always have one call alone.
-    fn wait_for_room(&self, header: &Header, bytes: usize, fds: usize) -> Result<(), String> {
+    fn wait_for_room(&self, bytes: usize, fds: usize) {
         let mut flights = self.flights();
-        if flights.calls.is_empty() {
-            return Ok(());
-        }
-        if flights.calls.contains_key(&header.request) {
-            return Err(format!("the client sent request {} while it was in flight", header.request));
-        }
         let Limits { calls, bytes: most_bytes, fds: most_fds } = self.limits;
         while !flights.calls.is_empty()
             && (flights.calls.len() >= calls || flights.bytes + bytes > most_bytes || flights.fds + fds > most_fds)
         {
             flights = self.landed.wait(flights).unwrap_or_else(PoisonError::into_inner);
         }
-        Ok(())
     }
 
     /// Hands a call that has to wait to the runtime.

@@ -20,7 +20,7 @@ pub fn describe(connection: &Connection) -> Result<Vec<Description>, CallError> 
 /// # Errors
 /// See [`CallError`].
 pub fn describe_within(connection: &Connection, patience: Duration) -> Result<Vec<Description>, CallError> {
-    let text = Call::text(connection, 0, 0, "[]", false).deadline(patience).wait()?;
+    let text = Call::text(connection, 0, 0, "[]", false).idempotent(true).deadline(patience).wait()?;
     serde_json::from_str(&text).map_err(|error| CallError::Misuse(format!("a description that can't be read: {error}")))
 }
 
@@ -44,5 +44,6 @@ pub fn call_text(connection: &Connection, path: &str, arguments: &str) -> Result
         return Err(unknown(&format!("call {call:?} in {interface}"), names()));
     };
     let arguments = if arguments.trim().is_empty() { "[]" } else { arguments };
-    Call::text(connection, found.number, call.number, arguments, call.oneway).wait()
+    let made = Call::text(connection, found.number, call.number, arguments, call.oneway);
+    made.idempotent(call.idempotent).wait()
 }

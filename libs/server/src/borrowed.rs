@@ -17,8 +17,8 @@ pub struct Borrowed {
     pub spec: Spec,
     /// The environment's name.
     pub env: String,
-    attachments: Vec<(String, Fd)>,
-    stored: Vec<Stored>,
+    pub(crate) attachments: Vec<(String, Fd)>,
+    pub(crate) stored: Vec<Stored>,
     store: store::Client,
     pub(crate) clients: Vec<ClientChannel>,
     pub(crate) returning: Vec<Box<dyn FnOnce() + Send>>,
@@ -46,6 +46,11 @@ impl Borrowed {
         let at = self.attachments.iter().position(|(other, _)| other == name);
         let missing = || Refused::new(EINVAL, format!("no attachment {name:?} came with {}", self.interface));
         Ok(self.attachments.swap_remove(at.ok_or_else(missing)?).1.into_owned()?)
+    }
+
+    /// Whether an attachment of this name is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.attachments.iter().any(|(other, _)| other == name)
     }
 
     /// The environment's processes.

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use hurdle_proto::server::{BOOTSTRAP, ClientChannel, Grant, server};
 use hurdle_sys::process;
-use hurdle_wire::{Channel, Context, End, Peer, Refused, Router, ServeOptions, Service, Stopper, serve};
+use hurdle_wire::{Channel, Context, End, Peer, Refused, Router, ServeOptions, Stopper, serve};
 
 use crate::Borrowed;
 
@@ -22,7 +22,7 @@ const IDLE: Duration = Duration::from_secs(600);
 
 /// Runs a server process: waits for the right, calls `start` for what serves it, and serves until the right is asked back, the
 /// core ends, or nobody has called for long. `start` runs while the process has one thread.
-pub fn run<S: Service>(start: impl FnOnce(&mut Borrowed) -> Result<S, Refused> + Send + 'static) -> ExitCode {
+pub fn run<S: Into<Router>>(start: impl FnOnce(&mut Borrowed) -> Result<S, Refused> + Send + 'static) -> ExitCode {
     let bootstrap = match process::inherited(BOOTSTRAP) {
         Ok(fd) if hurdle_sys::seqpacket::is_seqpacket(fd.as_fd()) => Channel::from(fd),
         _ => {
@@ -33,7 +33,7 @@ pub fn run<S: Service>(start: impl FnOnce(&mut Borrowed) -> Result<S, Refused> +
         }
     };
     let idle = std::env::var("HURDLE_IDLE_MS").ok().and_then(|ms| ms.parse().ok()).map_or(IDLE, Duration::from_millis);
-    let begin: Start = Box::new(|borrowed| start(borrowed).map(Router::from));
+    let begin: Start = Box::new(|borrowed| start(borrowed).map(Into::into));
     let holder =
         Arc::new(Holder { idle, stopper: Stopper::new(), state: Mutex::new(State::Waiting(begin, Vec::new())) });
     let router = Router::from(server::service(holder.clone()));

@@ -1,13 +1,15 @@
 //! What each kind of net server asks of a launch, and what a running one can become.
 
+use std::time::Duration;
+
 use hurdle_netstack::table::rules;
 use hurdle_proto::plan::{MountStep, Plan};
-use hurdle_proto::spec::{Spec, SpecError};
+use hurdle_proto::spec::{Layer, Spec, SpecError};
 use hurdle_sys::ns::Namespaces;
 use hurdle_sys::seccomp::{Action, ArgMatch, Rule};
 
 /// The kinds there are.
-pub const KINDS: &[&str] = &["share", "none", "local"];
+pub const KINDS: &[&str] = &["share", "none", "local", "delay,ms=N+…"];
 
 /// The kinds of network there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,39 +22,71 @@ pub enum Kind {
     Local,
 }
 
-/// Reads a spec: `share`, `none` or `local`.
+/// One server of a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// A network.
+    Network(Kind),
+    /// Each connection takes longer, and is the server's below.
+    Delay(Duration),
+    /// A program of the user's.
+    Program,
+}
+
+/// The outermost server of a spec, which is right as a whole.
 ///
 /// # Errors
-/// It is none of these, or has an argument or options.
-pub fn kind(spec: &Spec) -> Result<Kind, SpecError> {
-    let layer = spec.single()?;
-    let kind = match layer.kind.as_str() {
-        "share" => Kind::Share,
-        "none" => Kind::None,
-        "local" => Kind::Local,
+/// A kind is unknown, has an argument or options that it has no use for, or stands where it can't.
+pub(crate) fn part(spec: &Spec) -> Result<Part, SpecError> {
+    let (layer, below) = spec.split();
+    let part = match layer.kind.as_str() {
+        _ if layer.is_program() => Part::Program,
+        "share" => Part::Network(Kind::Share),
+        "none" => Part::Network(Kind::None),
+        "local" => Part::Network(Kind::Local),
+        "delay" => Part::Delay(delay(spec, layer)?),
         _ => return Err(spec.unknown("net", KINDS)),
     };
-    layer.check(false, &[])?;
-    Ok(kind)
+    match (part, below) {
+        (Part::Network(_), None) => layer.check(false, &[])?,
+        (Part::Network(_), Some(_)) => {
+            return Err(spec.error(format!("`{}` stands on nothing, so no `+` can follow it", layer.kind)));
+        }
+        (Part::Delay(_), None) => {
+            return Err(spec.error("`delay` stands on another server: `delay,ms=50+local`"));
+        }
+        (Part::Program, None) => {}
+        (_, Some(below)) => _ = self::part(&below).map_err(|e| spec.error(e.why))?,
+    }
+    Ok(part)
+}
+
+fn delay(spec: &Spec, layer: &Layer) -> Result<Duration, SpecError> {
+    layer.check(false, &["ms"])?;
+    let asked = layer.option("ms").ok_or_else(|| spec.error("`delay` needs `ms=`: by how many milliseconds"))?;
+    let ms: u32 = asked.parse().map_err(|_| spec.error(format!("ms={asked}: not a number of milliseconds")))?;
+    Ok(Duration::from_millis(ms.into()))
 }
 
 /// Adds what `spec` needs to `plan`. `swappable`: also what another kind would need later.
 ///
 /// # Errors
-/// See [`kind`].
+/// A kind is unknown, has an argument or options that it has no use for, or stands where it can't.
 pub fn plan(spec: &Spec, swappable: bool, plan: &mut Plan) -> Result<(), SpecError> {
-    let kind = kind(spec)?;
-    if kind != Kind::Share || swappable {
+    let part = part(spec)?;
+    // Who stands between, or is not known, is asked about every call.
+    let all = swappable || !matches!(part, Part::Network(_));
+    if part != Part::Network(Kind::Share) || all {
         plan.namespaces = plan.namespaces.with(Namespaces::NET);
         plan.loopback = true;
         // The parent's shows the parent's interfaces.
         plan.mounts.push(MountStep::Renew { kind: "sysfs", target: "/sys".into() });
     }
-    if swappable {
+    if all {
         // Under `share` every socket of these families is the parent's, so all of them are asked for.
         plan.traps = vec![Rule::new(libc::SYS_socket, [ArgMatch::In(0, crate::table::INET.to_vec())], Action::Notify)];
     }
-    if kind == Kind::Local || swappable {
+    if part == Part::Network(Kind::Local) || all {
         plan.traps.extend(rules(&crate::table::rows()));
     }
     Ok(())
@@ -61,9 +95,9 @@ pub fn plan(spec: &Spec, swappable: bool, plan: &mut Plan) -> Result<(), SpecErr
 /// Whether a network whose calls are trapped can become `to` while programs run.
 ///
 /// # Errors
-/// See [`kind`].
+/// See [`plan`].
 pub fn may_swap(to: &Spec) -> Result<(), SpecError> {
-    kind(to).map(|_| ())
+    part(to).map(|_| ())
 }
 
 #[cfg(test)]
@@ -82,13 +116,25 @@ mod tests {
         assert_eq!(planned("none", false), (true, false));
         assert_eq!(planned("local", false), (true, true));
         assert_eq!(planned("share", true), (true, true));
+        for stack in ["delay,ms=5+share", "delay,ms=5+delay,ms=1+none", "./mine", "./mine+local"] {
+            assert_eq!(planned(stack, false), (true, true), "{stack}");
+        }
     }
 
     #[test]
     fn what_is_no_kind_is_refused_with_a_reason() {
-        for (spec, why) in [("lan", "share, none, local"), ("local:x", "no argument"), ("none,mtu=9", "no options")] {
-            let error = kind(&spec.parse().unwrap()).unwrap_err().to_string();
-            assert!(error.contains(why), "{error}");
+        for (spec, why) in [
+            ("lan", "share, none, local"),
+            ("local:x", "no argument"),
+            ("none,mtu=9", "no options"),
+            ("delay,ms=5", "stands on another"),
+            ("delay+local", "needs `ms=`"),
+            ("delay,ms=soon+local", "not a number"),
+            ("local+share", "stands on nothing"),
+            ("./mine+lan", "share, none, local"),
+        ] {
+            let error = may_swap(&spec.parse().unwrap()).unwrap_err().to_string();
+            assert!(error.contains(why) && error.contains(spec), "{error}");
         }
     }
 }

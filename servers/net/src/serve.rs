@@ -3,12 +3,16 @@
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hurdle_netstack::between;
 use hurdle_proto::net::{self, net as interface};
 use hurdle_proto::server::Stored;
 use hurdle_server::Borrowed;
-use hurdle_wire::{Context, Fd, Refused};
+use hurdle_wire::{Context, Fd, Refused, Router};
 
-use crate::local::{Server, SocketInfo};
+use crate::Kind;
+use crate::delay::Delay;
+use crate::local::{Calls, Passer, Server, SocketInfo};
+use crate::plan::{Part, part};
 
 /// Where the private namespaces of the sockets are in the store.
 const NAMESPACES: &str = "namespaces";
@@ -18,9 +22,21 @@ pub fn serve() -> ExitCode {
     hurdle_server::run(start)
 }
 
-fn start(borrowed: &mut Borrowed) -> Result<impl hurdle_wire::Service + use<>, Refused> {
-    let kind = crate::kind(&borrowed.spec).map_err(|e| Refused::new(hurdle_server::EINVAL, e.to_string()))?;
-    let (trap, ledger) = (borrowed.attachment("trap")?, borrowed.attachment("ledger")?);
+fn start(borrowed: &mut Borrowed) -> Result<Router, Refused> {
+    let invalid = |why: String| Refused::new(hurdle_server::EINVAL, why);
+    match part(&borrowed.spec).map_err(|e| invalid(e.to_string()))? {
+        Part::Network(kind) => Ok(network(kind, borrowed)?.into()),
+        Part::Delay(by) => Ok(between::stand(borrowed, Delay(by))?.into()),
+        Part::Program => Err(invalid(format!("{} is served by a program of its own", borrowed.spec))),
+    }
+}
+
+fn network(kind: Kind, borrowed: &mut Borrowed) -> Result<impl hurdle_wire::Service + use<>, Refused> {
+    let calls = match borrowed.attachment("trap") {
+        Ok(trap) => Calls::Own(trap),
+        Err(_) => Calls::Above(borrowed.attachment("calls")?),
+    };
+    let ledger = borrowed.attachment("ledger")?;
     let network = borrowed.attachment("network")?;
     let kept = borrowed.stored(NAMESPACES);
     let namespaces = kept.as_ref().and_then(|kept| match kept.fds.as_slice() {
@@ -28,7 +44,8 @@ fn start(borrowed: &mut Borrowed) -> Result<impl hurdle_wire::Service + use<>, R
         _ => None,
     });
     let known = namespaces.is_some();
-    let server = Server::start(kind, trap, ledger, network, namespaces)?;
+    let server = Server::start(kind, calls, ledger, network, namespaces)?;
+    let passer = server.passer();
     if !known {
         let (user, net) = server.namespaces()?;
         let fds = vec![Fd::from(user), Fd::from(net)];
@@ -42,7 +59,7 @@ fn start(borrowed: &mut Borrowed) -> Result<impl hurdle_wire::Service + use<>, R
         let server = returned.lock().unwrap_or_else(PoisonError::into_inner).take();
         server.into_iter().for_each(Server::stop);
     });
-    Ok(interface::service(Network { server }))
+    Ok(interface::service(Network { server, passer }))
 }
 
 fn describe(socket: &SocketInfo) -> net::Socket {
@@ -60,6 +77,7 @@ fn describe(socket: &SocketInfo) -> net::Socket {
 
 struct Network {
     server: Arc<Mutex<Option<Server>>>,
+    passer: Option<Passer>,
 }
 
 impl Network {
@@ -81,5 +99,12 @@ impl interface::Server for Network {
             let now = server.counters();
             Ok(net::Counters { traps: now.traps, connections: now.connections, parked: now.waiting })
         })
+    }
+
+    async fn trapped(&self, _: &Context, call: net::Trapped) -> Result<net::Outcome, Refused> {
+        let alone = || Refused::new(hurdle_server::EINVAL, "this server receives its calls by itself");
+        let passer = self.passer.as_ref().ok_or_else(alone)?;
+        // Stopped meanwhile: the call is in the ledger, for the successor.
+        Ok(passer.pass(call).await.unwrap_or(net::Outcome::Waits))
     }
 }

@@ -192,7 +192,7 @@ pub fn rows() -> Vec<Row<Handler>> {
             Vec::new(),
             Kernel,
             Partial,
-            "those of AF_UNIX: SO_RCVBUF has its default, SO_SNDBUF is 512 KiB or that, SO_PEERCRED names the peer",
+            "those of AF_UNIX: SO_RCVBUF has its default, SO_SNDBUF is 2 MiB, or what net.core.wmem_max allows, SO_PEERCRED names the peer",
         ),
         row(
             "shutdown",

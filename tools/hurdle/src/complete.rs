@@ -74,7 +74,7 @@ fn kinds(interface: &str) -> impl Iterator<Item = &'static str> {
         "proc" => hurdle_proc::KINDS,
         _ => &[],
     };
-    kinds.iter().map(|kind| kind.split_inclusive(':').next().unwrap_or(kind))
+    kinds.iter().map(|kind| kind.split_inclusive([':', '=']).next().unwrap_or(kind))
 }
 
 /// Kinds of fs servers.

@@ -45,7 +45,9 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Enter { env, command } => enter::enter(&env, command),
         Command::Wait { env } => look::wait(&env, json),
         Command::Kill { envs, signal } => look::kill(&envs, signal),
-        Command::Swap { env, to: (interface, spec) } => look::swap(&env, interface, spec, json),
+        Command::Swap { env, to: (interface, spec) } => {
+            look::swap(&env, interface, spec.from_directory(&std::env::current_dir()?), json)
+        }
         Command::Rpc { env, call, arguments } => rpc::rpc(&env, call.as_deref(), &arguments, json),
         Command::Commit(options) => commit::commit(&options, json),
         Command::Diff(options) => diff::diff(&options, json),

@@ -30,12 +30,24 @@ pub(crate) fn plan<H>(
     for (interface, spec) in rights {
         match interface.as_str() {
             "fs" | "auth" => {}
-            "net" => hurdle_net::plan(spec, swappable, &mut plan)?,
+            "net" => {
+                hurdle_net::plan(spec, swappable, &mut plan)?;
+                programs(spec).map_err(|why| spec.error(why))?;
+            }
             "proc" => hurdle_proc::plan(spec, &mut plan)?,
             _ => custom(spec)?,
         }
     }
     Ok((plan, held))
+}
+
+/// Whether these servers need trapped calls.
+pub(crate) fn traps(rights: &[(String, Spec)], swappable: bool) -> Result<bool, crate::Failure> {
+    let mut plan = Plan::new()?;
+    for (_, spec) in rights.iter().filter(|(interface, _)| interface == "net") {
+        hurdle_net::plan(spec, swappable, &mut plan)?;
+    }
+    Ok(!plan.traps.is_empty())
 }
 
 /// An interface of the user's own is served by a program of his.
@@ -55,12 +67,17 @@ fn program(layer: &Layer) -> Result<&str, String> {
     }
 }
 
+/// Whether every program of a stack can be run.
+fn programs(spec: &Spec) -> Result<(), String> {
+    spec.layers().iter().filter(|layer| layer.is_program()).try_for_each(|layer| program(layer).map(drop))
+}
+
 /// The one policy of the `hurdle` command.
 pub(crate) struct Standard;
 
 impl Policy for Standard {
     fn server(&self, interface: &str, spec: &Spec, trapped: bool) -> Result<Command, String> {
-        let layer = spec.single().map_err(|e| e.to_string())?;
+        let layer = spec.split().0;
         if interface == "net" && !trapped {
             return Err(format!(
                 "net={spec} is the kernel's own work here: no call is trapped, so there is no server to ask"
@@ -74,12 +91,9 @@ impl Policy for Standard {
     }
 
     fn may_swap(&self, interface: &str, from: &Spec, to: &Spec, trapped: bool) -> Result<(), String> {
-        let layer = to.single().map_err(|e| e.to_string())?;
-        if layer.is_program() {
-            program(layer)?;
-        }
         if interface == "net" {
             hurdle_net::may_swap(to).map_err(|e| e.to_string())?;
+            programs(to)?;
             if !trapped {
                 return Err(format!(
                     "net={from} was launched without traps, which can't be added to running programs; launch it with \
@@ -87,6 +101,10 @@ impl Policy for Standard {
                 ));
             }
             return Ok(());
+        }
+        let layer = to.single().map_err(|e| e.to_string())?;
+        if layer.is_program() {
+            program(layer)?;
         }
         let same = from.single().is_ok_and(|from| from.kind == layer.kind);
         if STANDARD.contains(&interface) && !same && !layer.is_program() {

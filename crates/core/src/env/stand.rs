@@ -1,6 +1,7 @@
 //! What happens between the clone of init and its last word: the environment comes to stand.
 
 use hurdle_sys::memfd;
+use hurdle_sys::process::Place;
 use hurdle_sys::seccomp::Ledger;
 
 use super::Env;
@@ -43,6 +44,9 @@ impl Env {
         if ready && !lent.is_empty() {
             let n = self.find("net").map_err(|e| Error::SetUp(e.reason))?;
             let ledger = Ledger::create().map_err(|e| Error::System("no memory for trapped calls", e))?;
+            let (door, lent): (Vec<_>, Vec<_>) = lent.into_iter().partition(|(name, _)| name == "door");
+            self.door = door.into_iter().next().map(|(_, door)| door);
+            self.filters = Place::filters(&self.launched.init.pidfd).unwrap_or(0);
             self.rights[n].attachments.extend(lent.into_iter().chain([("ledger".to_string(), ledger)]));
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::{SignalMask, pipe, program, retry, wait_end};
+use super::{Place, SignalMask, pipe, program, retry, wait_end};
 
 /// How a new process stands to sessions, process groups and the terminal (credentials(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,7 @@ pub struct Launch {
     no_new_privileges: bool,
     mask: SignalMask,
     stays: bool,
+    place: Option<Place>,
 }
 
 /// How many fds above 2 a [`Launch`] hands down at most: the child sorts them without allocating.
@@ -97,7 +98,23 @@ impl Launch {
             no_new_privileges: false,
             mask: SignalMask::empty(),
             stays: false,
+            place: None,
         })
+    }
+
+    /// A server of hurdle's: no terminal, nothing to read, `bootstrap` under its number; it ends with the thread that starts it.
+    /// Errors: as [`Launch::new`]; EMFILE.
+    pub fn server(
+        file: &OsStr,
+        argv: &[OsString],
+        stderr: OwnedFd,
+        (bootstrap, number): (OwnedFd, RawFd),
+    ) -> io::Result<Launch> {
+        let null =
+            || -> io::Result<OwnedFd> { Ok(std::fs::File::options().read(true).write(true).open("/dev/null")?.into()) };
+        let env: Vec<_> = std::env::vars_os().collect();
+        let launch = Launch::new(argv, &env, [null()?, null()?, stderr])?.program(file)?.fd(bootstrap, number);
+        Ok(launch.group(Group::Session).no_new_privileges().dies_with_parent())
     }
 
     /// Executes the file at `path` instead of the one that `argv[0]` names.
@@ -115,6 +132,13 @@ impl Launch {
     /// If the working directory can't be entered by its path, stay in the caller's instead of `/`.
     pub fn or_stay(mut self) -> Launch {
         self.stays = true;
+        self
+    }
+
+    /// Starts it in the namespaces and the working directory of another process, with its ids and no more rights than it has.
+    pub fn in_place_of(mut self, place: Place) -> Launch {
+        self.place = Some(place);
+        self.cwd = None;
         self
     }
 
@@ -192,12 +216,16 @@ impl Launch {
         // The last close of this side is how success is seen.
         drop(low);
 
+        let mut keep: Vec<RawFd> = moves.iter().map(|(fd, _)| fd.as_raw_fd()).chain([report.as_raw_fd()]).collect();
+        keep.extend(self.place.iter().flat_map(Place::fds));
+        keep.sort_unstable();
         let parent = std::process::id() as libc::pid_t;
         // SAFETY: the child calls only `exec`, which makes async-signal-safe calls alone.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
-                let errno = self.exec(parent, &moves, &argv, &envp);
+                let placed = self.place.as_ref().map_or(0, |place| place.step_in(report.as_raw_fd(), &keep));
+                let errno = if placed == 0 { self.exec(parent, &moves, &argv, &envp) } else { placed };
                 // SAFETY: writes four bytes of a local to an open fd, then ends the child.
                 unsafe {
                     libc::write(report.as_raw_fd(), (&raw const errno).cast(), 4);
@@ -206,13 +234,22 @@ impl Launch {
             }
             pid => {
                 drop(report);
-                let mut errno = [0; 4];
-                let read = retry(|| nix::unistd::read(&verdict, &mut errno))?;
-                if read == 0 {
-                    return Ok(pid);
+                let next = || -> io::Result<Option<i32>> {
+                    let mut word = [0; 4];
+                    let read = retry(|| nix::unistd::read(&verdict, &mut word))?;
+                    Ok((read > 0).then_some(i32::from_ne_bytes(word)))
+                };
+                let mut pid = pid;
+                let mut said = next()?;
+                if self.place.is_some() && said.is_none_or(|number| number < 0) {
+                    // The helper has made the process, which is this one's child, and has ended.
+                    let _ = wait_end(pid);
+                    pid = -said.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+                    said = next()?;
                 }
+                let Some(errno) = said else { return Ok(pid) };
                 let _ = wait_end(pid);
-                Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))
+                Err(io::Error::from_raw_os_error(errno))
             }
         }
     }
@@ -277,8 +314,8 @@ impl Launch {
             }
             if self.dies_with_parent {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
-                // It may have ended before that.
-                if libc::getppid() != parent {
+                // It may have ended before that. From another pid namespace it is not seen; there `Place` looks.
+                if self.place.is_none() && libc::getppid() != parent {
                     libc::_exit(127);
                 }
             }

@@ -3,22 +3,61 @@
 //! A ledger is a memfd of [`LEDGER_SLOTS`] slots, each one call. A slot whose `id` is 0 is free. The kernel writes a call
 //! straight into its slot, and the slot is cleared after the answer; so at any moment that the handler dies, each call
 //! that was received and not answered is in the ledger, and [`Ledger::recover`] finds it.
+//!
+//! Servers that stand one on the other share a ledger. One of them receives; a call that goes down stays in its slot, and a byte
+//! beside the slots says at which [`Height`] it is, so that each server recovers its own.
 
 use super::listener::{Call, Listener};
+use std::collections::HashSet;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt as _;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// How many calls can be received and unanswered at one time. The file is sparse: what is never used costs nothing.
-pub const LEDGER_SLOTS: usize = 1024;
+pub const LEDGER_SLOTS: usize = 4096;
 
-const BYTES: usize = LEDGER_SLOTS * size_of::<Call>();
+/// How long the last step of a killed server's worker may take.
+const TURN: Duration = Duration::from_secs(1);
+
+const CALLS: usize = LEDGER_SLOTS * size_of::<Call>();
+/// The calls, and a byte for each that says its height.
+const BYTES: usize = CALLS + LEDGER_SLOTS + 8;
+/// Where the number of the worker's process stands.
+const WORKER: u64 = (CALLS + LEDGER_SLOTS) as u64;
+
+/// Ends a worker by its number, if that is still one's.
+fn end_worker(pid: i32) {
+    let name = || std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    if let Ok(pidfd) = crate::process::pidfd(pid)
+        && name().trim() == "hurdle-traps"
+    {
+        let _ = crate::process::signal(&pidfd, libc::SIGKILL);
+    }
+}
+
+/// Where a server stands among those that share a ledger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Height {
+    /// How many servers stand below it.
+    pub below: u8,
+    /// None stands above it: it receives.
+    pub top: bool,
+}
+
+impl Height {
+    /// Of a server that stands alone.
+    pub const ALONE: Height = Height { below: 0, top: true };
+}
 
 /// The mapping of a ledger, and which of its slots are free.
 #[derive(Debug)]
 pub struct Ledger {
     base: *mut Call,
+    height: Height,
     /// Free slots; the one used last is used first, so that an idle environment touches one page.
     free: Mutex<Vec<u16>>,
 }
@@ -50,14 +89,13 @@ impl Ledger {
         Ok(file.into())
     }
 
-    /// Maps a ledger (mmap(2)). Every slot that holds a call is taken; [`Ledger::recover`] yields those.
+    /// Maps a ledger (mmap(2)) for a server at this height. Every slot that holds a call is taken; [`Ledger::recover`] yields those.
     ///
     /// # Errors
     /// `InvalidData` if the file is too short; ENOMEM.
-    pub fn map(file: impl AsFd) -> io::Result<Ledger> {
-        use std::os::unix::fs::FileExt;
+    pub fn map(file: impl AsFd, height: Height) -> io::Result<Ledger> {
         let fd = file.as_fd();
-        let contents = std::fs::File::from(fd.try_clone_to_owned()?);
+        let contents = File::from(fd.try_clone_to_owned()?);
         if contents.metadata()?.len() < BYTES as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the ledger's file is too short"));
         }
@@ -67,21 +105,49 @@ impl Ledger {
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let ledger = Ledger { base: base.cast(), free: Mutex::new(Vec::new()) };
+        let ledger = Ledger { base: base.cast(), height, free: Mutex::new(Vec::new()) };
         // Read through the file, not the mapping: a look at a hole of it would fill the hole with a page.
-        let mut bytes = [0u8; size_of::<Call>()];
-        for slot in (0..LEDGER_SLOTS as u16).rev() {
-            contents.read_exact_at(&mut bytes, u64::from(slot) * size_of::<Call>() as u64)?;
-            if bytes.iter().any(|byte| *byte != 0) {
-                if bytes[..8] != [0; 8] {
-                    continue;
+        const STRIDE: usize = 64;
+        let mut bytes = [0u8; STRIDE * size_of::<Call>()];
+        for first in (0..LEDGER_SLOTS).step_by(STRIDE).rev() {
+            contents.read_exact_at(&mut bytes, (first * size_of::<Call>()) as u64)?;
+            for (offset, call) in bytes.chunks_exact(size_of::<Call>()).enumerate().rev() {
+                if call.iter().all(|byte| *byte == 0) {
+                    ledger.free_list().push((first + offset) as u16);
                 }
-                // Its handler died between the two steps of `clear`.
-                ledger.clear(&Slot(slot));
             }
-            ledger.free_list().push(slot);
         }
         Ok(ledger)
+    }
+
+    /// Waits until nobody else answers calls of this ledger: the worker of a killed server may be at its last one. Who has the
+    /// turn has it until the file is closed. A worker that takes too long is ended.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn turn(ledger: &impl AsFd) -> io::Result<File> {
+        // Opened anew: the lock is the open file's, and all servers hold one and the same.
+        let path = format!("/proc/self/fd/{}", ledger.as_fd().as_raw_fd());
+        let file = File::options().read(true).write(true).open(path)?;
+        let begin = Instant::now();
+        let mut ended = false;
+        while file.try_lock().is_err() && begin.elapsed() < 2 * TURN {
+            if begin.elapsed() > TURN && !std::mem::replace(&mut ended, true) {
+                let mut pid = [0; 4];
+                file.read_exact_at(&mut pid, WORKER)?;
+                end_worker(i32::from_ne_bytes(pid));
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Ok(file)
+    }
+
+    /// Notes which process answers, for who has the turn next.
+    ///
+    /// # Errors
+    /// None are known.
+    pub fn note_worker(turn: &File, pid: i32) -> io::Result<()> {
+        turn.write_all_at(&pid.to_ne_bytes(), WORKER)
     }
 
     fn id(&self, slot: u16) -> &AtomicU64 {
@@ -89,21 +155,45 @@ impl Ledger {
         unsafe { AtomicU64::from_ptr(self.base.add(slot.into()).cast()) }
     }
 
-    /// The calls that an earlier handler received and did not answer, with their slots. Calls that were cancelled since
-    /// are dropped. To be asked once, before the first [`Ledger::receive`].
+    /// How high the call of a slot is; 0 for a free one.
+    fn level(&self, slot: u16) -> &AtomicU8 {
+        // SAFETY: the bytes behind the calls are within the mapping, one for each slot.
+        unsafe { AtomicU8::from_ptr(self.base.cast::<u8>().add(CALLS + usize::from(slot))) }
+    }
+
+    /// The calls that an earlier server at this height received and did not answer, with their slots. Calls that were cancelled
+    /// since are dropped. To be asked once, before the first [`Ledger::receive`].
     pub fn recover(&self, listener: &Listener) -> Vec<(Slot, Call)> {
         let mut found = Vec::new();
-        let free: Vec<u16> = self.free_list().clone();
+        let free: HashSet<u16> = self.free_list().iter().copied().collect();
         for slot in (0..LEDGER_SLOTS as u16).filter(|slot| !free.contains(slot)) {
+            let level = self.level(slot).load(Ordering::Acquire);
+            if level != self.height.below && !(self.height.top && level > self.height.below) {
+                continue;
+            }
             let slot = Slot(slot);
             let call = self.read(&slot);
             if call.id != 0 && listener.is_valid(call.id) {
+                self.level(slot.0).store(self.height.below, Ordering::Release);
                 found.push((slot, call));
             } else {
+                self.level(slot.0).store(0, Ordering::Release);
                 self.release(slot);
             }
         }
         found
+    }
+
+    /// The call `id`, which the server above has received into slot number `slot` and passes down: from now on it is this server's.
+    /// `None`: it is not there, since it was answered or never was.
+    pub fn adopt(&self, slot: u16, id: u64) -> Option<(Slot, Call)> {
+        if usize::from(slot) >= LEDGER_SLOTS || id == 0 || self.id(slot).load(Ordering::Acquire) != id {
+            return None;
+        }
+        self.level(slot).store(self.height.below, Ordering::Release);
+        let slot = Slot(slot);
+        let call = self.read(&slot);
+        Some((slot, call))
     }
 
     fn free_list(&self) -> std::sync::MutexGuard<'_, Vec<u16>> {
@@ -115,9 +205,14 @@ impl Ledger {
         unsafe { self.base.add(slot.0.into()).read_volatile() }
     }
 
-    /// Takes a free slot; `None` if all of them hold calls.
+    /// Takes a free slot; `None` if all of them hold calls. For the one thread that receives, while it has none.
     pub fn take(&self) -> Option<Slot> {
-        self.free_list().pop().map(Slot)
+        let mut free = self.free_list();
+        if free.is_empty() {
+            // Those that servers below have cleared.
+            free.extend((0..LEDGER_SLOTS as u16).rev().filter(|slot| self.id(*slot).load(Ordering::Acquire) == 0));
+        }
+        free.pop().map(Slot)
     }
 
     /// Waits for the next call and receives it into this slot.
@@ -125,6 +220,9 @@ impl Ledger {
     /// # Errors
     /// As [`Listener::receive`].
     pub fn receive(&self, listener: &Listener, slot: &Slot) -> io::Result<Call> {
+        if self.height.below > 0 {
+            self.level(slot.0).store(self.height.below, Ordering::Release);
+        }
         // SAFETY: the slot is ours, within the mapping, and was zeroed when it was released.
         unsafe { listener.receive_raw(self.base.add(slot.0.into())) }?;
         Ok(self.read(slot))
@@ -132,16 +230,29 @@ impl Ledger {
 
     /// Clears a slot whose call was answered, so that it can be received into again.
     pub fn clear(&self, slot: &Slot) {
-        // The rest first: a slot with an id is a call for whoever comes next.
-        self.id(slot.0).store(0, Ordering::Release);
+        if self.height.below > 0 {
+            self.level(slot.0).store(0, Ordering::Release);
+        }
+        let mut rest = Call::default();
+        rest.id = self.read(slot).id;
         // SAFETY: the slot is ours and within the mapping.
-        unsafe { self.base.add(slot.0.into()).write_volatile(Call::default()) };
+        unsafe { self.base.add(slot.0.into()).write_volatile(rest) };
+        // The id last: from then on whoever receives may take it.
+        self.id(slot.0).store(0, Ordering::Release);
+    }
+
+    /// Its number, by which a server below finds it.
+    pub fn number(slot: &Slot) -> u16 {
+        slot.0
     }
 
     /// Clears a slot and gives it back.
     pub fn release(&self, slot: Slot) {
         self.clear(&slot);
-        self.free_list().push(slot.0);
+        // Who does not receive takes none.
+        if self.height.top {
+            self.free_list().push(slot.0);
+        }
     }
 }
 

@@ -175,6 +175,11 @@ pub fn interruptible() -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// As [`interrupt`], of a process: a worker that runs apart.
+pub fn interrupt_process(pid: i32) {
+    let _ = crate::process::kill(pid, interrupt_signal());
+}
+
 /// Sends that signal to one thread. A signal that arrives just before the thread waits is lost to it: repeat this until the
 /// thread has ended. See pthread_kill(3).
 pub fn interrupt<T>(thread: &std::thread::JoinHandle<T>) {

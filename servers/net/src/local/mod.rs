@@ -29,11 +29,12 @@ mod state;
 mod worker;
 
 use crate::Kind;
-use hurdle_sys::seccomp::{Ledger, Listener, interrupt, interruptible};
+use hurdle_proto::net::{Outcome, Trapped};
+use hurdle_sys::seccomp::{Height, Ledger, Listener, interrupt, interrupt_process, interruptible};
 use state::State;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -49,6 +50,8 @@ struct Shared {
     state: Mutex<State>,
     clock: clock::Clock,
     stop: std::sync::atomic::AtomicBool,
+    /// The worker's process while it runs apart.
+    apart: Arc<AtomicI32>,
     traps: AtomicU64,
     connections: AtomicU64,
 }
@@ -75,10 +78,34 @@ pub struct Counters {
 pub struct Server {
     shared: Arc<Shared>,
     worker: Option<JoinHandle<()>>,
+    passer: Option<Passer>,
+}
+
+/// The listener of trapped calls, and who receives from it.
+#[derive(Debug)]
+pub enum Calls {
+    /// This server.
+    Own(OwnedFd),
+    /// The server above, which passes calls down.
+    Above(OwnedFd),
+}
+
+/// Where the server above passes calls to.
+#[derive(Clone, Debug)]
+pub struct Passer(std::sync::mpsc::Sender<Option<worker::Passed>>);
+
+impl Passer {
+    /// Has a call answered. What became of it comes through the channel; if nothing does, the server was stopped.
+    pub fn pass(&self, call: Trapped) -> tokio::sync::oneshot::Receiver<Outcome> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let _ = self.0.send(Some(worker::Passed { call, answer }));
+        answered
+    }
 }
 
 impl Server {
-    /// Starts serving the traps of `trap`. `kind` decides what new sockets are; those that an earlier server carried are
+    /// Starts serving trapped calls, its own or those that the server above passes down ([`Server::passer`]). `kind` decides what new
+    /// sockets are; those that an earlier server carried are
     /// carried on. `ledger` is what [`Ledger::create`] made, or what an earlier server used:
     /// the calls in it are answered first. `network` is the environment's network namespace: who is in another one is not
     /// served. `namespaces` (user, network) are those of the earlier server's sockets. To be called
@@ -88,29 +115,40 @@ impl Server {
     /// EPERM or ENOSPC where no private network namespace can be made; EMFILE, ENOMEM.
     pub fn start(
         kind: Kind,
-        trap: OwnedFd,
+        calls: Calls,
         ledger: OwnedFd,
         network: OwnedFd,
         namespaces: Option<(OwnedFd, OwnedFd)>,
     ) -> io::Result<Server> {
         hurdle_sys::target::raise_fd_limit()?;
         interruptible()?;
+        let turn = Ledger::turn(&ledger)?;
+        // A successor is one under load, or one whose predecessor did not live.
+        let calm = namespaces.is_none();
         let state = State::new(network.try_into()?, namespaces)?;
+        let (trap, height, source, passer) = match calls {
+            Calls::Own(fd) => (fd, Height::ALONE, worker::Source::Kernel, None),
+            Calls::Above(fd) => {
+                let (passer, passed) = std::sync::mpsc::channel();
+                (fd, Height { below: 0, top: false }, worker::Source::Above(passed), Some(Passer(passer)))
+            }
+        };
         let listener = Listener::from(trap);
         // Without it (before Linux 6.6) everything works, slower.
         let _ = listener.set_sync_wake_up();
         let shared = Arc::new(Shared {
             kind,
             listener,
-            ledger: Ledger::map(&ledger)?,
+            ledger: Ledger::map(&ledger, height)?,
             state: Mutex::new(state),
             clock: clock::Clock::default(),
             stop: false.into(),
+            apart: Arc::default(),
             traps: AtomicU64::new(0),
             connections: AtomicU64::new(0),
         });
-        let worker = worker::spawn(Arc::clone(&shared))?;
-        Ok(Server { shared, worker: Some(worker) })
+        let worker = worker::spawn(Arc::clone(&shared), source, turn, calm)?;
+        Ok(Server { shared, worker: Some(worker), passer })
     }
 
     /// The user and network namespace that the sockets live in, for a successor.
@@ -121,6 +159,11 @@ impl Server {
         let state = self.shared.lock();
         let (user, network) = state.pool.namespaces();
         Ok((user.try_clone_to_owned()?, network.try_clone_to_owned()?))
+    }
+
+    /// Where calls are passed to that another server receives.
+    pub fn passer(&self) -> Option<Passer> {
+        self.passer.clone()
     }
 
     /// The sockets that have a name, as the kernel lists them.
@@ -155,12 +198,18 @@ impl Server {
     fn halt(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.clock.stop(&self.shared);
+        if let Some(Passer(passer)) = self.passer.take() {
+            let _ = passer.send(None);
+        }
         if let Some(worker) = self.worker.take() {
             // A signal that comes just before the worker waits is lost, so it is sent until it worked.
             while !worker.is_finished() {
                 // Under the lock: a signal in the midst of an answer with an fd would make the program's call return 0.
                 let state = self.shared.lock();
-                interrupt(&worker);
+                match self.shared.apart.load(Ordering::SeqCst) {
+                    0 => interrupt(&worker),
+                    pid => interrupt_process(pid),
+                }
                 drop(state);
                 std::thread::sleep(Duration::from_micros(200));
             }

@@ -15,6 +15,7 @@ pub(super) struct Pool {
     mint: Mint,
     ready: [Vec<OwnedFd>; 4],
     asked: [bool; 4],
+    broken: bool,
 }
 
 fn kind(family: Family, nonblocking: bool) -> usize {
@@ -26,7 +27,7 @@ impl Pool {
         let recipes = [(Family::V4, false), (Family::V4, true), (Family::V6, false), (Family::V6, true)]
             .map(|(family, nonblocking)| Recipe { nonblocking, mark: Mark::new(family).0 });
         let mint = Mint::start(namespaces, &recipes)?;
-        Ok(Pool { mint, ready: Default::default(), asked: [false; 4] })
+        Ok(Pool { mint, ready: Default::default(), asked: [false; 4], broken: false })
     }
 
     pub(super) fn namespaces(&self) -> (BorrowedFd<'_>, BorrowedFd<'_>) {
@@ -37,8 +38,19 @@ impl Pool {
         self.mint.diagnosis()
     }
 
+    /// Whether there will never be another socket.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
     /// A fresh socket.
     pub(super) fn socket(&mut self, family: Family, nonblocking: bool) -> io::Result<OwnedFd> {
+        let made = self.next(family, nonblocking);
+        self.broken |= made.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EPIPE));
+        made
+    }
+
+    fn next(&mut self, family: Family, nonblocking: bool) -> io::Result<OwnedFd> {
         let kind = kind(family, nonblocking);
         if self.ready[kind].len() < LOW {
             if !self.asked[kind] {

@@ -232,6 +232,11 @@ impl State {
             && self.cancelled.remove(&call.tid).is_some_and(|old| (old.syscall, old.args) == (call.syscall, call.args))
     }
 
+    /// Whether call `id` waits.
+    pub(super) fn waits(&self, id: u64) -> bool {
+        self.accepting.values().chain(self.connecting.values()).flatten().any(|one| one.call.id == id)
+    }
+
     /// How many calls wait.
     pub(super) fn waiting(&self) -> usize {
         self.accepting.values().chain(self.connecting.values()).map(VecDeque::len).sum()

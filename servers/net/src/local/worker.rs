@@ -5,16 +5,25 @@ use super::host;
 use super::state::{Answer, Errno, State, Trap, Waiting};
 use crate::table::{Handler, rows};
 use hurdle_netstack::table::handler;
+use hurdle_proto::net::{Outcome, Trapped};
 use hurdle_server::Awake;
-use hurdle_sys::seccomp::{Call, Slot};
+use hurdle_sys::process::{Rest, run_apart};
+use hurdle_sys::seccomp::{Call, Ledger, Slot};
 use hurdle_sys::target::socket::Alarm;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
+/// So many calls are served by an ordinary thread: an environment that is mostly idle has no other.
+const FEW: u32 = 64;
+/// How often to look for a free slot while there is none.
+const FULL: Duration = Duration::from_millis(1);
 /// So many calls in quick succession are worth a CPU that stays awake.
 const BURST: u32 = 64;
 
@@ -40,39 +49,193 @@ impl Dispatch {
     }
 }
 
-/// Starts the worker.
-pub(super) fn spawn(shared: Arc<Shared>) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("hurdle-traps".into()).stack_size(256 * 1024).spawn(move || run(&shared))
+/// Where calls come from.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// The kernel.
+    Kernel,
+    /// The server above, until it says `None`.
+    Above(Receiver<Option<Passed>>),
 }
 
-fn run(shared: &Arc<Shared>) {
-    let Ok(alarm) = Alarm::new() else { return };
-    let dispatch = Dispatch::new();
-    let mut unanswered = shared.ledger.recover(&shared.listener);
-    // Connections get their names before anybody accepts them.
-    unanswered.sort_by_key(|(_, call)| dispatch.handler(call.syscall) != Some(Handler::Connect));
-    for (slot, call) in unanswered {
-        serve(shared, &dispatch, &alarm, &call, slot, true);
-    }
-    let awake = Awake::new(BURST);
-    let mut slot = None;
-    while !shared.stop.load(Ordering::SeqCst) {
-        let Some(free) = slot.take().or_else(|| shared.ledger.take()) else { return };
-        match shared.ledger.receive(&shared.listener, &free) {
-            Ok(call) => {
-                slot = serve(shared, &dispatch, &alarm, &call, free, false);
-                awake.call();
+/// A call that the server above has received.
+#[derive(Debug)]
+pub(super) struct Passed {
+    pub(super) call: Trapped,
+    pub(super) answer: oneshot::Sender<Outcome>,
+}
+
+/// Starts the worker, which has the ledger's turn. `calm`: as an ordinary thread, for its first calls.
+pub(super) fn spawn(shared: Arc<Shared>, source: Source, turn: File, calm: bool) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("hurdle-traps".into()).stack_size(256 * 1024).spawn(move || {
+        let turn = Arc::new(turn);
+        let source = Arc::new(Mutex::new(source));
+        let thread = Worker { shared: &shared, rest: &Rest::NONE, dispatch: Dispatch::new() };
+        if calm && !thread.run(&source, true, Some(FEW)) {
+            return;
+        }
+        // There is load: a kill of this process shall not reach it between the first step for a call and the answer.
+        let (own, calls, noted) = (shared.clone(), source.clone(), turn.clone());
+        let apart = run_apart(
+            &shared.apart,
+            Box::new(move |rest| {
+                let _ = Ledger::note_worker(&noted, std::process::id().cast_signed());
+                Worker { shared: &own, rest, dispatch: Dispatch::new() }.run(&calls, !calm, None);
+            }),
+        );
+        match apart {
+            Ok(()) => {}
+            Err(e) if e.raw_os_error().is_some() => _ = thread.run(&source, !calm, None),
+            Err(e) => {
+                eprintln!("{e}");
+                std::process::exit(1);
             }
-            Err(error) => {
-                slot = Some(free);
-                match error.raw_os_error() {
-                    // A signal, or a call that was cancelled while it was received.
-                    Some(libc::EINTR) => {}
-                    Some(libc::ENOENT) if !is_over(shared) => {}
-                    _ => return,
+        }
+    })
+}
+
+struct Worker<'a> {
+    shared: &'a Arc<Shared>,
+    rest: &'a Rest,
+    dispatch: Dispatch,
+}
+
+impl Worker<'_> {
+    /// Serves until it is stopped (false), or has served so `many` calls. `first`: there may be calls that another one left.
+    fn run(&self, source: &Mutex<Source>, first: bool, many: Option<u32>) -> bool {
+        let Ok(alarm) = Alarm::new() else { return false };
+        if first {
+            let mut unanswered = self.shared.ledger.recover(&self.shared.listener);
+            // Connections get their names before anybody accepts them.
+            unanswered.sort_by_key(|(_, call)| self.dispatch.handler(call.syscall) != Some(Handler::Connect));
+            for (slot, call) in unanswered {
+                self.serve(self.shared.lock(), &alarm, &call, slot, true);
+            }
+        }
+        match &*source.lock().unwrap_or_else(PoisonError::into_inner) {
+            Source::Kernel => self.receive(&alarm, many),
+            Source::Above(passed) => self.hear(passed, &alarm, many),
+        }
+    }
+
+    /// Serves calls that the server above passes down.
+    fn hear(&self, passed: &Receiver<Option<Passed>>, alarm: &Alarm, many: Option<u32>) -> bool {
+        let mut served = 0;
+        while many.is_none_or(|many| served < many) {
+            self.rest.begin();
+            let next = passed.recv();
+            let state = self.shared.lock();
+            self.rest.end();
+            let Ok(Some(Passed { call, answer })) = next else { return false };
+            let outcome = match self.shared.ledger.adopt(call.slot, call.id) {
+                None => Outcome::Gone,
+                // The server above is another one by now, and passes what it found.
+                Some(_) if state.waits(call.id) => Outcome::Waits,
+                Some((slot, call)) => self.serve(state, alarm, &call, slot, false).0,
+            };
+            let _ = answer.send(outcome);
+            served += 1;
+        }
+        true
+    }
+
+    /// Receives calls from the kernel and serves them.
+    fn receive(&self, alarm: &Alarm, many: Option<u32>) -> bool {
+        let shared = self.shared;
+        let awake = Awake::new(BURST);
+        let (mut slot, mut served) = (None, 0);
+        while !shared.stop.load(Ordering::SeqCst) {
+            if many.is_some_and(|many| served >= many) {
+                slot.into_iter().for_each(|slot| shared.ledger.release(slot));
+                return true;
+            }
+            self.rest.begin();
+            let Some(free) = slot.take().or_else(|| shared.ledger.take()) else {
+                // Every slot holds a call that waits. One more waits in the kernel.
+                std::thread::sleep(FULL);
+                continue;
+            };
+            let received = shared.ledger.receive(&shared.listener, &free);
+            // Who holds the lock may be killed with it: that wait is no step yet.
+            let state = shared.lock();
+            self.rest.end();
+            match received {
+                Ok(call) => {
+                    slot = self.serve(state, alarm, &call, free, false).1;
+                    awake.call();
+                    served += 1;
+                }
+                Err(error) => {
+                    slot = Some(free);
+                    match error.raw_os_error() {
+                        // A signal, or a call that was cancelled while it was received.
+                        Some(libc::EINTR) => {}
+                        Some(libc::ENOENT) if !is_over(shared) => {}
+                        _ => return false,
+                    }
                 }
             }
         }
+        false
+    }
+
+    /// Handles one call and answers it. Returns what became of it, and its slot unless it waits.
+    fn serve(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        alarm: &Alarm,
+        call: &Call,
+        slot: Slot,
+        recovered: bool,
+    ) -> (Outcome, Option<Slot>) {
+        let (shared, dispatch) = (self.shared, &self.dispatch);
+        shared.traps.fetch_add(1, Ordering::Relaxed);
+        let recovered = state.comes_again(call) || recovered;
+        let trap = Trap { call, listener: &shared.listener, alarm, recovered };
+        let handled = match dispatch.handler(call.syscall) {
+            Some(Handler::Socket) => host::socket(shared.kind, &mut state, &trap),
+            Some(Handler::Bind) => state.bind(&trap),
+            Some(Handler::Listen) => state.listen(&trap),
+            Some(Handler::Connect) => state.connect(&trap, shared),
+            Some(Handler::Accept) => state.accept(&trap, 0),
+            Some(Handler::Accept4) => state.accept(&trap, trap.int(3)),
+            Some(Handler::GetSockName) => state.own_name(&trap),
+            Some(Handler::GetPeerName) => state.peer_name(&trap),
+            Some(Handler::SetSockOpt) => state.set_option(&trap),
+            Some(Handler::GetSockOpt) => state.option(&trap),
+            Some(Handler::Shutdown) => state.shutdown(&trap, shared),
+            None => Ok(Answer::Native),
+        };
+        if state.pool.is_broken() {
+            // What makes its sockets is gone, so perhaps is this server: no answer is better than one that Linux would not give.
+            self.rest.leave();
+        }
+        let (on, until, accepts) = match handled {
+            Ok(Answer::WaitAccept { on, until }) => (on, until, true),
+            Ok(Answer::WaitConnect { on, until }) => (on, until, false),
+            other => {
+                let took = matches!(other, Ok(Answer::Socket { from: Some(_), .. }));
+                let connected = match other {
+                    Ok(Answer::Connected { to, .. }) => Some(to),
+                    _ => None,
+                };
+                let outcome = conclude(shared, &mut state, call, other);
+                // The connecting end goes on first, as natively.
+                if let Some(to) = connected.filter(|to| state.accepting.contains_key(to)) {
+                    state.serve_accepts(&trap, to, shared);
+                }
+                if took {
+                    state.retry_connects(&trap, shared);
+                }
+                shared.ledger.clear(&slot);
+                return (outcome, Some(slot));
+            }
+        };
+        let table = if accepts { &mut state.accepting } else { &mut state.connecting };
+        table.entry(on).or_default().push_back(Waiting { slot, call: *call, until });
+        // A full backlog may drain by accepts that go natively; nobody tells, so the clock looks again.
+        shared.clock.wake_by(shared, if accepts { until } else { Some(Instant::now()) });
+        (Outcome::Waits, None)
     }
 }
 
@@ -82,75 +245,21 @@ fn is_over(shared: &Shared) -> bool {
     events.is_ok_and(|events| events & libc::POLLHUP != 0)
 }
 
-/// Handles one call and answers it. Returns its slot, unless the call waits.
-fn serve(
-    shared: &Arc<Shared>,
-    dispatch: &Dispatch,
-    alarm: &Alarm,
-    call: &Call,
-    slot: Slot,
-    recovered: bool,
-) -> Option<Slot> {
-    shared.traps.fetch_add(1, Ordering::Relaxed);
-    let mut state = shared.lock();
-    let recovered = state.comes_again(call) || recovered;
-    let trap = Trap { call, listener: &shared.listener, alarm, recovered };
-    let handled = match dispatch.handler(call.syscall) {
-        Some(Handler::Socket) => host::socket(shared.kind, &mut state, &trap),
-        Some(Handler::Bind) => state.bind(&trap),
-        Some(Handler::Listen) => state.listen(&trap),
-        Some(Handler::Connect) => state.connect(&trap, shared),
-        Some(Handler::Accept) => state.accept(&trap, 0),
-        Some(Handler::Accept4) => state.accept(&trap, trap.int(3)),
-        Some(Handler::GetSockName) => state.own_name(&trap),
-        Some(Handler::GetPeerName) => state.peer_name(&trap),
-        Some(Handler::SetSockOpt) => state.set_option(&trap),
-        Some(Handler::GetSockOpt) => state.option(&trap),
-        Some(Handler::Shutdown) => state.shutdown(&trap, shared),
-        None => Ok(Answer::Native),
-    };
-    let (on, until, accepts) = match handled {
-        Ok(Answer::WaitAccept { on, until }) => (on, until, true),
-        Ok(Answer::WaitConnect { on, until }) => (on, until, false),
-        other => {
-            let took = matches!(other, Ok(Answer::Socket { from: Some(_), .. }));
-            let connected = match other {
-                Ok(Answer::Connected { to, .. }) => Some(to),
-                _ => None,
-            };
-            conclude(shared, &mut state, call, other);
-            // The connecting end goes on first, as natively.
-            if let Some(to) = connected.filter(|to| state.accepting.contains_key(to)) {
-                state.serve_accepts(&trap, to, shared);
-            }
-            if took {
-                state.retry_connects(&trap, shared);
-            }
-            shared.ledger.clear(&slot);
-            return Some(slot);
-        }
-    };
-    let table = if accepts { &mut state.accepting } else { &mut state.connecting };
-    table.entry(on).or_default().push_back(Waiting { slot, call: *call, until });
-    // A full backlog may drain by accepts that go natively; nobody tells, so the clock looks again.
-    shared.clock.wake_by(shared, if accepts { until } else { Some(Instant::now()) });
-    None
-}
-
 /// Answers a call. What a cancelled caller does not get is taken back.
-pub(super) fn conclude(shared: &Shared, state: &mut State, call: &Call, handled: Result<Answer, Errno>) {
+pub(super) fn conclude(shared: &Shared, state: &mut State, call: &Call, handled: Result<Answer, Errno>) -> Outcome {
     let listener = &shared.listener;
     let errno = match handled {
         Ok(Answer::Value(value)) => {
             if listener.answer(call.id, Ok(value)).is_err() {
                 state.note_cancelled(call);
+                return Outcome::Gone;
             }
-            return;
+            return Outcome::Returned(value);
         }
-        Ok(Answer::Native) => return drop(listener.resume(call.id)),
+        Ok(Answer::Native) => return listener.resume(call.id).map_or(Outcome::Gone, |()| Outcome::Native),
         Ok(Answer::Socket { fd, close_on_exec, from }) => {
             match listener.answer_fd(call.id, fd.as_fd(), close_on_exec) {
-                Ok(_) => return,
+                Ok(number) => return Outcome::Returned(number.into()),
                 Err(error) => {
                     if let Some(from) = from {
                         state.give_back(&from, fd);
@@ -163,12 +272,13 @@ pub(super) fn conclude(shared: &Shared, state: &mut State, call: &Call, handled:
             let said = if pending { Err(libc::EINPROGRESS) } else { Ok(0) };
             if listener.answer(call.id, said).is_err() {
                 state.note_cancelled(call);
+                return Outcome::Gone;
             }
-            return;
+            return said.map_or_else(Outcome::Failed, Outcome::Returned);
         }
         Ok(Answer::WaitAccept { .. } | Answer::WaitConnect { .. }) => libc::EIO,
         Err(Errno(errno)) => errno,
     };
     // ENOENT here: the call was cancelled, and nobody waits for the answer.
-    let _ = listener.answer(call.id, Err(errno));
+    listener.answer(call.id, Err(errno)).map_or(Outcome::Gone, |()| Outcome::Failed(errno))
 }

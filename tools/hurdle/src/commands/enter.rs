@@ -1,5 +1,6 @@
 //! `hurdle enter`: one more program in an environment. On a terminal it gets a terminal of its own, which this process
-//! relays, since the environment belongs to another session; otherwise it gets the caller's files themselves.
+//! relays, since the environment belongs to another session; otherwise it gets the caller's files themselves. A `hurdle run` that
+//! another process must carry out does the same.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -8,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::process::ExitCode;
 
+use hurdle_proto::core::door;
 use hurdle_proto::init::{Group, Program};
 use hurdle_proto::process::proc;
 use hurdle_sys::process::{self as processes, Signals, State, Status, Until, numbers};
@@ -15,67 +17,98 @@ use hurdle_sys::tty;
 use hurdle_wire::{CallError, Fd};
 
 use super::look;
-use super::run::program_or_shell;
+use super::run::{UNTRAPPED, end_as, program_or_shell};
 use crate::failure::{Failure, OWN};
+
+/// How many servers may die before one has started the program.
+const ASKED: usize = 10;
 
 pub(crate) fn enter(env: &str, command: Vec<OsString>) -> Result<ExitCode, Failure> {
     let client = proc::Client::from(look::server(env, "proc")?);
     let argv = program_or_shell(command);
     let name = argv[0].to_string_lossy().into_owned();
-    let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    let (status, status_end) = processes::pipe()?;
-    let (relay, stdio) = if terminal {
-        let (master, slave) = tty::open_pty()?;
-        let _ = tty::copy_size(io::stdin(), &master);
-        let copies = [slave.try_clone()?, slave.try_clone()?, slave];
-        (Some(master), copies)
-    } else {
-        (None, [processes::duplicate(0)?, processes::duplicate(1)?, processes::duplicate(2)?])
-    };
-    let mut handed: Vec<i32> = hurdle_core::FORWARDED.to_vec();
-    if terminal {
-        handed.push(numbers::SIGWINCH);
-    }
-    let signals = Signals::block(&handed)?;
-    let pid = client
-        .spawn(Program {
-            argv: argv.into_iter().map(OsString::into_vec).collect(),
-            env: std::env::vars_os().map(|(key, value)| (key.into_vec(), value.into_vec())).collect(),
-            cwd: std::env::current_dir().map_or_else(|_| b"/".to_vec(), |dir| OsString::from(dir).into_vec()),
-            stdio: stdio.map(Fd::from),
-            fds: Vec::new(),
-            status: Fd::from(status_end),
-            group: if terminal { Group::Terminal } else { Group::Session },
-        })
-        .wait()
-        .map_err(|e| match &e {
-            CallError::Refused(refused) => {
-                let (code, why) = hurdle_core::exec_failure(&io::Error::from_raw_os_error(refused.errno));
-                Failure::new(name, why).code(code)
-            }
-            _ => Failure::call(env, &e),
-        })?;
-    let raw = relay.is_some().then(|| tty::Raw::new(io::stdin())).transpose()?;
-    let status = Session { client, pid, signals, relay }.follow(status)?;
-    drop(raw);
-    match status {
+    let (mut session, program) = Session::prepare(argv, Vec::new())?;
+    // Asked again with the same status pipe it is the same program, so the death of a server in the midst is no loss.
+    let asked = (0..ASKED).map(|_| client.spawn(program.clone()).wait()).find(|asked| *asked != Err(CallError::Dead));
+    drop(program);
+    let pid = asked.unwrap_or(Err(CallError::Dead)).map_err(|e| match &e {
+        CallError::Refused(refused) => {
+            let (code, why) = hurdle_core::exec_failure(&io::Error::from_raw_os_error(refused.errno));
+            Failure::new(name, why).code(code)
+        }
+        _ => Failure::call(env, &e),
+    })?;
+    session.signal = Box::new(move |signal| _ = client.signal(pid, signal).wait());
+    match session.follow()? {
         Some(status) => Ok(ExitCode::from(u8::try_from(status.shell_code()).unwrap_or(OWN))),
         None => Err(Failure::new(env, "the environment ended, and the program with it").code(137)),
     }
 }
 
+/// `hurdle run` in an environment whose calls are trapped: the same command once more, where none are, with this process in
+/// between.
+pub(crate) fn through(door: door::Client, fds: &[i32]) -> Result<ExitCode, Failure> {
+    let own = std::env::current_exe()?;
+    let argv = [own.into_os_string()].into_iter().chain(std::env::args_os().skip(1)).collect();
+    let fds = fds.iter().map(|&number| {
+        let duplicate = processes::duplicate(number);
+        let duplicate = duplicate.map_err(|e| Failure::new(format!("--fd {number}"), e))?;
+        Ok((number, Fd::from(duplicate)))
+    });
+    let (mut session, mut program) = Session::prepare(argv, fds.collect::<Result<_, Failure>>()?)?;
+    program.env.push((UNTRAPPED.into(), b"1".to_vec()));
+    let number = door.spawn(program).wait().map_err(|e| Failure::call("the environment that this is in", &e))?;
+    session.signal = Box::new(move |signal| _ = door.signal(number, signal).wait());
+    match session.follow()? {
+        Some(status) => Ok(end_as(status)),
+        None => Err(Failure::plain("the environment that this is in ended".into()).code(137)),
+    }
+}
+
+/// A program elsewhere that stands for this process.
 struct Session {
-    client: proc::Client,
-    pid: i32,
+    /// Sends it a signal.
+    signal: Box<dyn Fn(i32)>,
     signals: Signals,
+    status: OwnedFd,
     /// Our end of the program's terminal.
     relay: Option<OwnedFd>,
 }
 
 impl Session {
+    /// The program as a message, with the caller's environment, directory and files; on a terminal it gets one of its own.
+    fn prepare(argv: Vec<OsString>, fds: Vec<(i32, Fd)>) -> Result<(Session, Program), Failure> {
+        let terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+        let (status, status_end) = processes::pipe()?;
+        let (relay, stdio) = if terminal {
+            let (master, slave) = tty::open_pty()?;
+            let _ = tty::copy_size(io::stdin(), &master);
+            let copies = [slave.try_clone()?, slave.try_clone()?, slave];
+            (Some(master), copies)
+        } else {
+            (None, [processes::duplicate(0)?, processes::duplicate(1)?, processes::duplicate(2)?])
+        };
+        let mut handed: Vec<i32> = hurdle_core::FORWARDED.to_vec();
+        if terminal {
+            handed.push(numbers::SIGWINCH);
+        }
+        let signals = Signals::block(&handed)?;
+        let program = Program {
+            argv: argv.into_iter().map(OsString::into_vec).collect(),
+            env: std::env::vars_os().map(|(key, value)| (key.into_vec(), value.into_vec())).collect(),
+            cwd: std::env::current_dir().map_or_else(|_| b"/".to_vec(), |dir| OsString::from(dir).into_vec()),
+            stdio: stdio.map(Fd::from),
+            fds,
+            status: Fd::from(status_end),
+            group: if terminal { Group::Terminal } else { Group::Session },
+        };
+        Ok((Session { signal: Box::new(|_| ()), signals, status, relay }, program))
+    }
+
     /// Until the program ends; `None` if its environment did.
-    fn follow(mut self, status: OwnedFd) -> Result<Option<Status>, Failure> {
-        let mut status = File::from(status);
+    fn follow(mut self) -> Result<Option<Status>, Failure> {
+        let _raw = self.relay.is_some().then(|| tty::Raw::new(io::stdin())).transpose()?;
+        let mut status = File::from(self.status.try_clone()?);
         if let Some(relay) = &self.relay {
             let (keys, relay) = (processes::duplicate(0)?, relay.try_clone()?);
             // Apart from the output: a program that does not read, since nobody reads what it writes, would stop both.
@@ -115,7 +148,7 @@ impl Session {
                     let _ = tty::copy_size(io::stdin(), relay);
                 }
             } else {
-                let _ = self.client.signal(self.pid, signal).wait();
+                (self.signal)(signal);
             }
         }
     }

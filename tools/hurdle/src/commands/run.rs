@@ -19,8 +19,18 @@ use crate::failure::{Failure, OWN};
 use crate::output;
 use crate::policy::{self, Standard};
 
+/// In the environment of a `hurdle run` that another one has had started, so that it is below no trap.
+pub(crate) const UNTRAPPED: &str = "HURDLE_UNTRAPPED";
+
 pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
     let rights = rights(&options)?;
+    let untrapped = std::env::var_os(UNTRAPPED).is_some();
+    if !untrapped
+        && policy::traps(&rights, options.swappable)?
+        && let Some(door) = hurdle_core::knock()
+    {
+        return super::enter::through(door, &options.fds);
+    }
     let name = options.name.clone().unwrap_or_else(|| format!("run-{}", std::process::id()));
     let (mut plan, held) = policy::plan(&rights, options.swappable, |spec, ids| {
         let on_exit = if options.keep { Some(OnExit::Keep) } else { options.on_exit };
@@ -56,7 +66,7 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
         rights,
         start: Start {
             argv,
-            env: std::env::vars_os().collect(),
+            env: std::env::vars_os().filter(|(key, _)| key != UNTRAPPED).collect(),
             // One without a path (it was deleted) is nowhere to be entered: the program stays in it.
             cwd: std::env::current_dir().map(OsString::from).unwrap_or_default(),
             group: if options.detach { Group::Session } else { group() },
@@ -126,7 +136,7 @@ fn end(status: Status, held: Option<Held>) -> Result<ExitCode, Failure> {
 }
 
 /// Ends as the program did: with its exit status, or by its signal.
-fn end_as(status: Status) -> ExitCode {
+pub(crate) fn end_as(status: Status) -> ExitCode {
     if let State::Killed(signal) = status.state() {
         process::die_by(signal);
     }

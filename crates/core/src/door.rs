@@ -1,0 +1,75 @@
+//! The way out of an environment's traps, for a sub-environment that traps too: see `hurdle_proto::core::door`.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hurdle_proto::core::door;
+use hurdle_proto::init::Program;
+use hurdle_sys::process::{self, Place};
+use hurdle_wire::{Context, Refused};
+
+use crate::inside::prepare;
+use crate::os;
+
+/// One caller. What it starts dies with the thread that serves it.
+pub(crate) struct Door {
+    /// The caller.
+    peer: OwnedFd,
+    /// How many seccomp filters the environment's programs are below.
+    filters: u32,
+    /// What it has started and was not reaped yet, so that the numbers are its own.
+    started: Arc<Mutex<Started>>,
+}
+
+/// Processes by their numbers.
+type Started = HashMap<i32, OwnedFd>;
+
+fn held(started: &Mutex<Started>) -> MutexGuard<'_, Started> {
+    started.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Door {
+    pub(crate) fn new(peer: OwnedFd, filters: u32) -> Door {
+        Door { peer, filters, started: Arc::default() }
+    }
+}
+
+impl door::Server for Door {
+    async fn spawn(&self, _: &Context, program: Program) -> Result<i32, Refused> {
+        if !held(&self.started).is_empty() {
+            return Err(Refused::new(os::EBUSY, "one program at a time"));
+        }
+        let peer = self.peer.try_clone()?;
+        let place = Place::of(peer, self.filters).map_err(|e| match e.raw_os_error() {
+            Some(errno) => Refused::new(errno, e.to_string()),
+            None => Refused::new(os::EPERM, e.to_string()),
+        })?;
+        let (launch, status) = prepare(program)?;
+        let pid = launch.in_place_of(place).start()?;
+        let ended = || {
+            // Nobody could end it later.
+            let _ = process::kill(pid, os::SIGKILL);
+            let _ = process::wait_end(pid);
+        };
+        held(&self.started).insert(pid, process::pidfd(pid).inspect_err(|_| ended())?);
+        let started = self.started.clone();
+        let waiter = std::thread::Builder::new().spawn(move || {
+            if let Ok(ended) = process::wait_end(pid) {
+                // One who asked and does not read holds up nobody.
+                let _ = File::from(status).write_all(&ended.to_bytes());
+            }
+            held(&started).remove(&pid);
+        });
+        waiter.inspect_err(|_| ended())?;
+        Ok(pid)
+    }
+
+    async fn signal(&self, _: &Context, number: i32, signal: i32) -> Result<(), Refused> {
+        let started = held(&self.started);
+        let pidfd = started.get(&number).ok_or_else(|| Refused::new(os::ESRCH, "it has ended"))?;
+        Ok(process::signal(pidfd, signal)?)
+    }
+}

@@ -1,0 +1,173 @@
+//! A worker that a kill of its process does not reach in the midst of a step.
+//!
+//! SIGKILL ends all threads of a process wherever they are. A worker that acts for somebody else in several system calls must not be
+//! ended between two of them. So it runs in a process of its own that shares everything (clone(2) with CLONE_VM, CLONE_FILES)
+//! but the thread group: a kill of the one leaves the other, which then hears of it by a signal (PR_SET_PDEATHSIG) and ends by itself, as
+//! soon as it rests ([`Rest`]).
+//!
+//! The thread that makes it is suspended until it ends (CLONE_VFORK), and lends it its thread-local storage meanwhile.
+
+use std::ffi::c_void;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// Bytes of the worker's stack, and of the page below it that nobody may touch.
+const STACK: usize = 256 << 10;
+const GUARD: usize = 4096;
+
+fn leave_signal() -> libc::c_int {
+    libc::SIGRTMIN() + 6
+}
+
+extern "C" fn leave(_: libc::c_int) {
+    // SAFETY: ends the process; async-signal-safe.
+    unsafe { libc::_exit(0) }
+}
+
+/// When the worker may be ended.
+#[derive(Debug)]
+pub struct Rest {
+    /// It is no ordinary thread, which a kill ends anywhere.
+    apart: bool,
+}
+
+impl Rest {
+    /// For the same work in an ordinary thread.
+    pub const NONE: Rest = Rest { apart: false };
+
+    fn change(&self, how: libc::c_int) {
+        if !self.apart {
+            return;
+        }
+        // SAFETY: an all-zero set is valid; the calls read and write a local.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, leave_signal());
+            libc::sigprocmask(how, &raw const set, std::ptr::null_mut());
+        }
+    }
+
+    /// From here on the worker may be ended at any moment.
+    pub fn begin(&self) {
+        self.change(libc::SIG_UNBLOCK);
+    }
+
+    /// From here on it is not, until it rests again.
+    pub fn end(&self) {
+        self.change(libc::SIG_BLOCK);
+    }
+
+    /// Ends the worker, and with it its process: what it is at is the successor's.
+    pub fn leave(&self) -> ! {
+        if self.apart {
+            // SAFETY: ends this process, which has nothing of its own to clean up.
+            unsafe { libc::_exit(1) }
+        }
+        std::process::exit(1)
+    }
+}
+
+/// What a worker does.
+pub type Work = Box<dyn FnOnce(&Rest)>;
+
+/// What the child is handed.
+struct Errand {
+    run: Option<Work>,
+    pid: Arc<AtomicI32>,
+    parent: libc::pid_t,
+}
+
+extern "C" fn child(errand: *mut c_void) -> libc::c_int {
+    // SAFETY: the suspended thread holds the errand until this process ends.
+    let errand = unsafe { &mut *errand.cast::<Errand>() };
+    let rest = Rest { apart: true };
+    rest.end();
+    // SAFETY: takes integers only.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, leave_signal(), 0, 0, 0) };
+    // SAFETY: takes nothing.
+    if unsafe { libc::getppid() } != errand.parent {
+        return 0;
+    }
+    errand.pid.store(std::process::id().cast_signed(), Ordering::SeqCst);
+    let run = errand.run.take();
+    let ended = catch_unwind(AssertUnwindSafe(|| run.into_iter().for_each(|run| run(&rest))));
+    // Not a return, which would end this thread alone, and not those that it has started.
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(if ended.is_ok() { 0 } else { 101 }) }
+}
+
+/// Runs `run` in a worker, which begins in the midst of a step, and waits for its end; `pid` is the worker's number meanwhile.
+///
+/// # Errors
+/// EAGAIN at the limit of processes, ENOMEM: nothing was run. `Other`: it panicked or was killed.
+pub fn run_apart(pid: &Arc<AtomicI32>, run: Work) -> io::Result<()> {
+    // SAFETY: all zeros is a valid sigaction; the handler makes one async-signal-safe call. The stack is a new private mapping, its
+    // lowest page taken away again; it is unmapped once nobody runs on it, since this thread is suspended until the child has ended.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = leave as *const () as usize;
+        if libc::sigaction(leave_signal(), &raw const action, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let stack = libc::mmap(std::ptr::null_mut(), STACK + GUARD, protection, flags, -1, 0);
+        if stack == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        libc::mprotect(stack, GUARD, libc::PROT_NONE);
+        let mut errand = Errand { run: Some(run), pid: pid.clone(), parent: libc::getpid() };
+        let share = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_FS | libc::CLONE_SIGHAND | libc::CLONE_SYSVSEM;
+        let top = stack.cast::<u8>().add(STACK + GUARD).cast();
+        let made = libc::clone(child, top, share | libc::CLONE_VFORK | libc::SIGCHLD, (&raw mut errand).cast());
+        let error = io::Error::last_os_error();
+        // Before it is reaped: the number is still its own.
+        pid.store(0, Ordering::SeqCst);
+        let ended = if made < 0 { Err(error) } else { super::wait_end(made) };
+        libc::munmap(stack, STACK + GUARD);
+        match ended?.state() {
+            super::State::Exited(0) => Ok(()),
+            other => Err(io::Error::other(format!("the worker ended: {other:?}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    #[test]
+    fn it_shares_memory_and_ends_when_asked() {
+        let pid = Arc::new(AtomicI32::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (number, told) = (pid.clone(), stop.clone());
+        let keeper = std::thread::spawn(move || {
+            let work = Box::new(move |rest: &Rest| {
+                while !told.load(Ordering::SeqCst) {
+                    rest.begin();
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                    rest.end();
+                    // It allocates and frees what others allocated.
+                    assert_eq!(format!("{:?}", vec![1; 1000]).len(), 3000);
+                }
+            });
+            run_apart(&number, work)
+        });
+        while pid.load(Ordering::SeqCst) == 0 {
+            std::thread::yield_now();
+        }
+        assert_ne!(pid.load(Ordering::SeqCst), std::process::id().cast_signed(), "a process of its own");
+        stop.store(true, Ordering::SeqCst);
+        keeper.join().unwrap().unwrap();
+        assert_eq!(pid.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn one_that_panics_is_told() {
+        let ended = run_apart(&Arc::default(), Box::new(|_: &Rest| panic!("as a test")));
+        assert!(ended.unwrap_err().to_string().contains("101"));
+    }
+}

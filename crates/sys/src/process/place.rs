@@ -1,0 +1,311 @@
+//! Where another process stands, for a program that is started beside it: its namespaces (setns(2)), its ids, and the limits of its
+//! rights. What is not taken over are its seccomp filters, which is the point: a trap can't be added below another one.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+
+use crate::seccomp::Filter;
+
+/// All namespaces that a process can be moved into, or its children, by their names in /proc/PID/ns.
+const NAMESPACES: [(&str, libc::c_int); 8] = [
+    ("user", libc::CLONE_NEWUSER),
+    ("mnt", libc::CLONE_NEWNS),
+    ("pid", libc::CLONE_NEWPID),
+    ("net", libc::CLONE_NEWNET),
+    ("ipc", libc::CLONE_NEWIPC),
+    ("uts", libc::CLONE_NEWUTS),
+    ("cgroup", libc::CLONE_NEWCGROUP),
+    ("time", libc::CLONE_NEWTIME),
+];
+
+/// The place of one process, looked at while it lived.
+#[derive(Debug)]
+pub struct Place {
+    pidfd: OwnedFd,
+    /// Those of its namespaces that this process is not in.
+    namespaces: libc::c_int,
+    /// Its root and working directory.
+    root: OwnedFd,
+    cwd: OwnedFd,
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+    /// Capabilities that it can't have, by number, and the sets of those that it has: permitted, inheritable.
+    lost: Vec<u8>,
+    permitted: u64,
+    inheritable: u64,
+    no_new_privileges: bool,
+    /// Keeps it from typing on the terminal that it may share with somebody outside.
+    guard: Filter,
+    umask: u32,
+    nice: libc::c_int,
+    /// Signals that it ignores, a bit each.
+    ignored: u64,
+    limits: Vec<libc::rlimit64>,
+    affinity: libc::cpu_set_t,
+}
+
+/// One line of /proc/PID/status, without its name.
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.map_or("", str::trim)
+}
+
+fn odd(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("/proc shows no {what} of the caller"))
+}
+
+/// The id inside that `outside` stands for, by a map as /proc/PID/uid_map has it.
+fn inside(map: &str, outside: u32) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut words = line.split_whitespace().map_while(|word| word.parse::<u32>().ok());
+        let (inside, first, count) = (words.next()?, words.next()?, words.next()?);
+        (outside >= first && outside - first < count).then(|| inside + (outside - first))
+    })
+}
+
+impl Place {
+    /// That of the process behind `pidfd`.
+    ///
+    /// # Errors
+    /// ESRCH: it has ended. `PermissionDenied`: it is in this process's own pid namespace; or what it started would have more than
+    /// itself: it is below more than `filters` seccomp filters, or has given up capabilities in a way that an exec undoes.
+    pub fn of(pidfd: OwnedFd, filters: u32) -> io::Result<Place> {
+        let pid = super::pid_of(&pidfd)?;
+        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
+        let (status, users, groups) = (read("status")?, read("uid_map")?, read("gid_map")?);
+        let mut namespaces = 0;
+        for (name, flag) in NAMESPACES {
+            // One that may not be entered need not be, if it is the same.
+            if fs::read_link(format!("/proc/{pid}/ns/{name}"))? != fs::read_link(format!("/proc/self/ns/{name}"))? {
+                namespaces |= flag;
+            }
+        }
+        let directory = |name: &str| -> io::Result<OwnedFd> {
+            Ok(fs::File::options().read(true).custom_flags(libc::O_PATH).open(format!("/proc/{pid}/{name}"))?.into())
+        };
+        let (root, cwd) = (directory("root")?, directory("cwd")?);
+        let (limits, affinity, nice) = (limits(pid)?, affinity(pid)?, nice(pid)?);
+        // Alive after the look: so the number was its own, nobody else's.
+        super::pid_of(&pidfd)?;
+        let denied = |why| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        if namespaces & libc::CLONE_NEWPID == 0 {
+            return denied("the caller is in no environment");
+        }
+        let under: u32 = field(&status, "Seccomp_filters").parse().map_err(|_| odd("filters"))?;
+        if under > filters {
+            return denied(
+                "the caller is in a sandbox of its own (a seccomp filter), which what it starts would not be in",
+            );
+        }
+        if fs::read_to_string("/proc/sys/fs/suid_dumpable").is_ok_and(|text| text.trim() == "1") {
+            return denied("fs.suid_dumpable is 1, so what is being started could be looked into: set it to 0 or 2");
+        }
+        let id = |name, map: &str| {
+            let effective = field(&status, name).split_whitespace().nth(1).and_then(|id| id.parse().ok());
+            effective.and_then(|outside| inside(map, outside)).ok_or_else(|| odd(name))
+        };
+        let set = |name| u64::from_str_radix(field(&status, name), 16).map_err(|_| odd(name));
+        let (bounding, permitted, inheritable) = (set("CapBnd")?, set("CapPrm")?, set("CapInh")?);
+        let (uid, gid) = (id("Uid", &users)?, id("Gid", &groups)?);
+        let no_new_privileges = field(&status, "NoNewPrivs") != "0";
+        if uid == 0 && !no_new_privileges && permitted & bounding != bounding {
+            return denied("the caller has given up capabilities that what it starts would have");
+        }
+        let also = field(&status, "Groups").split_whitespace().filter_map(|id| inside(&groups, id.parse().ok()?));
+        Ok(Place {
+            uid,
+            gid,
+            groups: also.collect(),
+            lost: (0..64).filter(|number| bounding & (1 << number) == 0).collect(),
+            permitted,
+            inheritable,
+            no_new_privileges,
+            guard: Filter::without_typing()?,
+            umask: u32::from_str_radix(field(&status, "Umask"), 8).map_err(|_| odd("umask"))?,
+            ignored: set("SigIgn")?,
+            nice,
+            limits,
+            affinity,
+            pidfd,
+            namespaces,
+            root,
+            cwd,
+        })
+    }
+
+    /// How many seccomp filters the process behind `pidfd` is below.
+    ///
+    /// # Errors
+    /// ESRCH: it has ended.
+    pub fn filters(pidfd: &OwnedFd) -> io::Result<u32> {
+        let status = fs::read_to_string(format!("/proc/{}/status", super::pid_of(pidfd)?))?;
+        super::pid_of(pidfd)?;
+        field(&status, "Seccomp_filters").parse().map_err(|_| odd("filters"))
+    }
+
+    /// Fds that [`Place::step_in`] needs.
+    pub(super) fn fds(&self) -> [RawFd; 3] {
+        [self.pidfd.as_raw_fd(), self.root.as_raw_fd(), self.cwd.as_raw_fd()]
+    }
+
+    /// In a forked child: moves into the namespaces, and makes the process that is in all of them, a child of the caller's parent.
+    /// Its number goes to `report`, negative; the caller ends. Returns in that process alone, 0 or the errno of what failed.
+    /// System calls only.
+    ///
+    /// Until its exec that process is a copy of one outside, which those inside may see and stop. So all fds but `keep` (in order) are
+    /// closed before, and nobody may look into it: it is not dumpable, and its memory belongs to the user namespace outside.
+    pub(super) fn step_in(&self, report: RawFd, keep: &[RawFd]) -> i32 {
+        // SAFETY: async-signal-safe system calls on integers and on arrays that live in `self` or on this stack.
+        unsafe {
+            let errno = || *libc::__errno_location();
+            let mut next = 0;
+            for fd in keep.iter().copied().chain([RawFd::MAX]) {
+                if fd > next {
+                    let last = if fd == RawFd::MAX { u32::MAX } else { fd as u32 - 1 };
+                    if libc::syscall(libc::SYS_close_range, next as u32, last, 0) != 0 {
+                        return errno();
+                    }
+                }
+                next = fd.saturating_add(1);
+            }
+            if libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) != 0 {
+                return errno();
+            }
+            if libc::setns(self.pidfd.as_raw_fd(), self.namespaces) != 0 {
+                return errno();
+            }
+            // As fork(2), but the child is the parent's: who reaps it knows its number.
+            let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+            match libc::syscall(libc::SYS_clone, flags as libc::c_ulong, 0, 0, 0, 0) {
+                -1 => return errno(),
+                0 => {}
+                pid => {
+                    let said = -(pid as i32);
+                    libc::write(report, (&raw const said).cast(), 4);
+                    libc::_exit(0)
+                }
+            }
+            // While it still may.
+            if self.guard.install_alone().is_err() || !self.take_over() {
+                return errno();
+            }
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+            // Nobody reads the report any more: the parent ended before it could be heard of.
+            let mut gone = libc::pollfd { fd: report, events: 0, revents: 0 };
+            libc::poll(&raw mut gone, 1, 0);
+            if gone.revents & libc::POLLERR != 0 {
+                libc::_exit(127);
+            }
+            0
+        }
+    }
+
+    /// Root, directory, limits, ids and capabilities, in the order in which they may still be changed.
+    ///
+    /// # Safety
+    /// In a forked child only.
+    unsafe fn take_over(&self) -> bool {
+        // SAFETY: as in `step_in`.
+        unsafe {
+            if libc::fchdir(self.root.as_raw_fd()) != 0
+                || libc::chroot(c".".as_ptr()) != 0
+                || libc::fchdir(self.cwd.as_raw_fd()) != 0
+            {
+                return false;
+            }
+            libc::umask(self.umask as libc::mode_t);
+            libc::setpriority(libc::PRIO_PROCESS, 0, self.nice);
+            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const self.affinity);
+            for signal in 1..64 {
+                if self.ignored & (1 << (signal - 1)) != 0 {
+                    libc::signal(signal, libc::SIG_IGN);
+                }
+            }
+            for (kind, limit) in self.limits.iter().enumerate() {
+                // One that is above what this process may have stays as it is here.
+                libc::prlimit64(0, kind as _, limit, std::ptr::null_mut());
+            }
+            for number in &self.lost {
+                libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(*number), 0, 0, 0);
+            }
+            // Where that is denied for good, it has the groups of its own user.
+            let _ = libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr());
+            let (uid, gid) = (self.uid, self.gid);
+            if libc::syscall(libc::SYS_setresgid, gid, gid, gid) != 0
+                || libc::syscall(libc::SYS_setresuid, uid, uid, uid) != 0
+            {
+                return false;
+            }
+            // capset(2), version 3: two words of each set. An exec without new privileges gains none.
+            let header: [u32; 2] = [0x2008_0522, 0];
+            let half = |set: u64, high: bool| if high { (set >> 32) as u32 } else { set as u32 };
+            let sets = [false, true].map(|high| {
+                let permitted = half(self.permitted, high);
+                [permitted, permitted, half(self.inheritable, high) & permitted]
+            });
+            if libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) != 0 && uid == 0 {
+                return false;
+            }
+            !self.no_new_privileges || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+        }
+    }
+}
+
+/// Of a process: its resource limits, by their numbers (prlimit(2)).
+fn limits(pid: i32) -> io::Result<Vec<libc::rlimit64>> {
+    let limit = |kind: u32| {
+        let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: fills one structure.
+        match unsafe { libc::prlimit64(pid, kind as _, std::ptr::null(), &raw mut limit) } {
+            0 => Ok(limit),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    (0..16).map(limit).collect()
+}
+
+/// The CPUs that it may run on (sched_getaffinity(2)).
+fn affinity(pid: i32) -> io::Result<libc::cpu_set_t> {
+    // SAFETY: all zeros is a valid set; the call fills it.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        match libc::sched_getaffinity(pid, size_of::<libc::cpu_set_t>(), &raw mut set) {
+            0 => Ok(set),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// How nice it is (getpriority(2)).
+fn nice(pid: i32) -> io::Result<libc::c_int> {
+    // SAFETY: integers only; -1 is a valid result, so errno tells.
+    unsafe {
+        *libc::__errno_location() = 0;
+        let nice = libc::getpriority(libc::PRIO_PROCESS, pid as libc::id_t);
+        if nice == -1 && *libc::__errno_location() != 0 { Err(io::Error::last_os_error()) } else { Ok(nice) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_go_through_a_map() {
+        let map = "         0       1000          1\n         1     100000      65536\n";
+        assert_eq!(
+            [1000, 100_000, 165_535, 165_536, 0].map(|id| inside(map, id)),
+            [Some(0), Some(1), Some(65536), None, None]
+        );
+    }
+
+    #[test]
+    fn a_process_outside_of_all_environments_has_no_place() {
+        let own = super::super::pidfd(std::process::id() as i32).unwrap();
+        let refused = Place::of(own, u32::MAX).unwrap_err();
+        assert_eq!(refused.to_string(), "the caller is in no environment");
+    }
+}
