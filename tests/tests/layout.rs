@@ -185,3 +185,12 @@ fn a_server_of_ones_own_is_short() {
     assert!(text.lines().count() <= 40, "{} lines", text.lines().count());
     assert!(text.contains("fn main()") && text.contains("interface!") && !text.contains("\nmod "));
 }
+
+/// The same of a net server, alone or between others: at most 60 lines.
+#[test]
+fn a_net_server_of_ones_own_is_short() {
+    for name in ["refuse", "slow", "count"] {
+        let text = read(&root().join(format!("libs/netstack/examples/{name}.rs")));
+        assert!(text.lines().count() <= 60 && text.contains("impl Between for"), "{name}: {} lines", text.lines().count());
+    }
+}
