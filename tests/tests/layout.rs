@@ -191,6 +191,10 @@ fn a_server_of_ones_own_is_short() {
 fn a_net_server_of_ones_own_is_short() {
     for name in ["refuse", "slow", "count"] {
         let text = read(&root().join(format!("libs/netstack/examples/{name}.rs")));
-        assert!(text.lines().count() <= 60 && text.contains("impl Between for"), "{name}: {} lines", text.lines().count());
+        assert!(
+            text.lines().count() <= 60 && text.contains("impl Between for"),
+            "{name}: {} lines",
+            text.lines().count()
+        );
     }
 }
