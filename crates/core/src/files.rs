@@ -348,6 +348,9 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<P
         attachments.push(("layer", tmpfs));
     }
     attach(&attachments).map_err(at("the core is gone"))?;
+    // Its connection ends with the core and the server, who alone hold it now. Else what init asks of it when they die, killed,
+    // would wait for ever, and nothing could end init.
+    attachments.retain(|(name, _)| *name != "fuse");
     let lent = |name: &str| attachments.iter().find_map(|(other, fd)| (*other == name).then_some(fd));
     let (mount, layer) = match (layered.mounts.as_slice(), own.as_ref().or(lent("layer"))) {
         ([mount], Some(layer)) => (mount, layer),
