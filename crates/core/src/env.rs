@@ -611,6 +611,8 @@ impl Env {
         if self.foreground {
             let _ = tty::set_foreground(io::stdin(), 0);
         }
+        // Who has come just before the end is heard; the name is free when he has his answer.
+        self.admit();
         self.listener = None;
         self.door = None;
         self.rights.clear();
@@ -620,8 +622,7 @@ impl Env {
         for waiter in self.waiters.drain(..) {
             let _ = waiter.send(raw);
         }
-        // Who has come just before the end is heard. The callers' threads write the answers, and may still bring questions.
-        self.admit();
+        // The callers' threads write the answers, and may still bring questions.
         self.see_off(raw, LAST_QUESTIONS);
         self.callers.stop();
         self.see_off(raw, FAREWELL);
