@@ -72,7 +72,9 @@ impl Journal {
             drop(out);
             file.sync_data()?;
             rustix::fs::renameat(layer, TEMPORARY, layer, JOURNAL)?;
-            rustix::fs::fsync(layer)?;
+            // The layer of an environment that forgets is an fd that stands for a place alone (O_PATH).
+            let directory = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::fsync(rustix::fs::openat(layer, c".", directory, Mode::empty())?)?;
             Ok(file)
         };
         let file = write().at(|| format!("the commit's journal in {}", crate::text::path(layer.path())))?;
