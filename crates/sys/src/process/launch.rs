@@ -24,6 +24,8 @@ pub enum Group {
 #[derive(Debug)]
 pub struct Launch {
     candidates: Vec<CString>,
+    /// The candidates come from PATH.
+    searched: bool,
     argv: Vec<CString>,
     envp: Vec<CString>,
     cwd: Option<CString>,
@@ -88,6 +90,7 @@ impl Launch {
         };
         Ok(Launch {
             candidates: candidates(program, path)?,
+            searched: !program.as_bytes().contains(&b'/'),
             argv: argv.iter().map(|a| c_string(a)).collect::<io::Result<_>>()?,
             envp: env.iter().map(pair).collect::<io::Result<_>>()?,
             cwd: None,
@@ -120,6 +123,7 @@ impl Launch {
     /// Executes the file at `path` instead of the one that `argv[0]` names.
     pub fn program(mut self, path: &OsStr) -> io::Result<Launch> {
         self.candidates = vec![c_string(path)?];
+        self.searched = false;
         Ok(self)
     }
 
@@ -331,6 +335,8 @@ impl Launch {
                     libc::EACCES if is_directory(file) => {
                         failed = if failed == libc::EACCES { failed } else { libc::EISDIR }
                     }
+                    // What a directory of PATH holds that may not be searched is not there, as shells have it.
+                    libc::EACCES if self.searched && !exists(file) => {}
                     libc::EACCES => failed = libc::EACCES,
                     other => return other,
                 }
