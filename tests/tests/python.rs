@@ -7,6 +7,7 @@ in_worlds!(asyncio: native, share, local, none);
 in_worlds!(subprocess: native, share, local, isolated);
 in_worlds!(multiprocessing: native, share, local);
 in_worlds!(datagrams: native, local, none);
+in_worlds!(differences: local, isolated);
 
 const PYTHON: &str = "/usr/bin/python3";
 
@@ -48,6 +49,10 @@ fn subprocess(scene: &Scene) {
 
 fn multiprocessing(scene: &Scene) {
     good(scene, "processes.py", include_str!("python/processes.py"));
+}
+
+fn differences(scene: &Scene) {
+    good(scene, "differences.py", include_str!("python/differences.py"));
 }
 
 fn datagrams(scene: &Scene) {

@@ -146,7 +146,15 @@ pub fn rows() -> Vec<Row<Handler>> {
         row("accept4", libc::SYS_accept4, "without an address", vec![ArgMatch::Null(1)], Kernel, Full, "as accept"),
         row("accept4", libc::SYS_accept4, "with an address", Vec::new(), Server(Handler::Accept4), Full, ""),
         row("getsockname", libc::SYS_getsockname, "always", Vec::new(), Server(Handler::GetSockName), Full, ""),
-        row("getpeername", libc::SYS_getpeername, "always", Vec::new(), Server(Handler::GetPeerName), Full, ""),
+        row(
+            "getpeername",
+            libc::SYS_getpeername,
+            "always",
+            Vec::new(),
+            Server(Handler::GetPeerName),
+            Partial,
+            "the name stays when both directions have ended; TCP says ENOTCONN then",
+        ),
         row(
             "setsockopt",
             libc::SYS_setsockopt,
@@ -201,7 +209,8 @@ pub fn rows() -> Vec<Row<Handler>> {
             vec![ArgMatch::In(1, vec![libc::SHUT_RD as u32, libc::SHUT_RDWR as u32])],
             Server(Handler::Shutdown),
             Partial,
-            "after SHUT_RD the peer's next write fails with EPIPE; TCP takes it and drops it",
+            "after SHUT_RD the peer's next write fails with EPIPE; TCP takes it and drops it. A listener that was shut down \
+             refuses connections also when it listens anew",
         ),
         row(
             "io_uring_setup",
@@ -229,8 +238,24 @@ pub fn rows() -> Vec<Row<Handler>> {
             "on a socket that was never connected",
             "ENOTCONN and EINVAL; TCP says EPIPE and ENOTCONN",
         ),
+        difference("sendto, sendmsg", "MSG_FASTOPEN", "EOPNOTSUPP; libraries connect first then"),
+        difference("sendmsg", "SCM_RIGHTS", "passes fds, as AF_UNIX does; TCP ignores it"),
+        difference("recv", "MSG_TRUNC", "the bytes arrive; TCP drops them"),
+        difference("recvmsg", "MSG_ERRQUEUE", "data, as without it; TCP's empty queue says EAGAIN"),
+        difference("recvmsg", "SO_TIMESTAMP, TCP_INQ", "no control message comes"),
+        difference(
+            "poll, epoll",
+            "on a socket whose peer has closed",
+            "POLLHUP at once; TCP says so when this end is shut down, too",
+        ),
         difference("shutdown", "SHUT_WR on a socket that is not connected", "0; TCP says ENOTCONN"),
         difference("setsockopt", "SO_ZEROCOPY", "EOPNOTSUPP; AF_UNIX has none"),
+        difference("setsockopt", "SO_MARK; SO_PRIORITY above 6", "EPERM, for root inside, too"),
+        difference(
+            "ioctl",
+            "SIOCGIFADDR and others that ask for interfaces",
+            "a stream socket knows a network without addresses: ENOTTY; one for datagrams answers as Linux does",
+        ),
         difference("ioctl", "SIOCOUTQ", "bytes that the peer has not read, as over TCP those not acknowledged"),
         difference(
             "any trapped call",
