@@ -13,7 +13,7 @@ use crate::cow::OnExit;
 
 /// Sub-environments whose system servers you choose.
 #[derive(Debug, Parser)]
-#[command(name = "hurdle", version, max_term_width = 110, disable_help_subcommand = true)]
+#[command(name = "hurdle", version, max_term_width = 110)]
 pub(crate) struct Cli {
     /// Print for programs: JSON, one value.
     #[arg(long, global = true)]

@@ -137,7 +137,9 @@ pub(crate) fn settle(held: Held) -> Result<(), Failure> {
     };
     let kept = || {
         let name = layer.name();
-        eprintln!("hurdle: note: the changes are kept as layer {name}: hurdle diff, commit or discard {name}");
+        hurdle_core::complain(format_args!(
+            "note: the changes are kept as layer {name}: hurdle diff, commit or discard {name}"
+        ));
     };
     match choice {
         Choice::Keep if on_exit == OnExit::Keep => Ok(()),

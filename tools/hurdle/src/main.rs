@@ -1,7 +1,8 @@
 //! The `hurdle` command: it reads the command line, and hands over to the module of each command.
 //!
 //! It holds all standard servers too: a core starts `hurdle server NAME`, so one file installs everything. `policy` says what
-//! server kinds mean; `failure` what is said when something can't be done; `output` how results are printed.
+//! server kinds mean; `failure` what is said when something can't be done; `output` how results are printed,
+//! `progress` what is said meanwhile.
 
 mod cli;
 mod commands;
@@ -10,6 +11,7 @@ mod cow;
 mod failure;
 mod output;
 mod policy;
+mod progress;
 
 use std::process::ExitCode;
 

@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use hurdle_core::complain;
 use hurdle_layer::commit::{self, Conflict, How, Obstacle, Plan};
 use hurdle_layer::{Change, Error, Kind, Layer, Options, Owners, Stat, View};
 use hurdle_sys::tty;
@@ -14,6 +15,7 @@ use super::{diff, inside, layers};
 use crate::cli::Commit;
 use crate::failure::{Failure, OWN};
 use crate::output;
+use crate::progress;
 
 /// How many lines of a list are shown before the rest is counted.
 const SHOWN: usize = 20;
@@ -38,7 +40,7 @@ pub(crate) fn commit(options: &Commit, json: bool) -> Result<ExitCode, Failure> 
         wanted.picked = Some(pick(&mut view, &wanted.paths)?);
     }
     let how = How { force: options.force, running: options.running };
-    let plan = commit::plan(&mut view, how, &mut |change| wanted.has(change))?;
+    let plan = planned(&mut view, how, &wanted)?;
     if options.dry_run {
         return show(&plan, json);
     }
@@ -50,7 +52,8 @@ fn finish_earlier(view: &View<'_>, held: bool, json: bool) -> Result<(), Failure
     if let Some(done) = commit::resume(view, held)?
         && !json
     {
-        eprintln!("hurdle: note: an earlier commit had been interrupted: its last {} steps are done", done.steps);
+        let steps = done.steps;
+        complain(format_args!("note: an earlier commit had been interrupted: its last {steps} steps are done"));
     }
     Ok(())
 }
@@ -81,13 +84,18 @@ pub(crate) fn all(layer: &Layer, interactive: bool) -> Result<ExitCode, Failure>
     let picked = if interactive { Some(pick(&mut view, &[])?) } else { None };
     let wanted = Wanted { paths: Vec::new(), picked };
     let how = How::default();
-    let plan = commit::plan(&mut view, how, &mut |change| wanted.has(change))?;
+    let plan = planned(&mut view, how, &wanted)?;
     carry_out(&view, &plan, how, true, false)
+}
+
+fn planned(view: &mut View<'_>, how: How, wanted: &Wanted) -> Result<Plan, Error> {
+    progress::during("looking for changes", || commit::plan(view, how, &mut |change| wanted.has(change)))
 }
 
 fn carry_out(view: &View<'_>, plan: &Plan, how: How, held: bool, json: bool) -> Result<ExitCode, Failure> {
     refuse(plan, how)?;
-    match commit::commit(view, plan, held) {
+    let what = format!("committing {} changes", plan.changes.len());
+    match progress::during(&what, || commit::commit(view, plan, held)) {
         Ok(_) => {}
         Err(e @ Error::Busy { .. }) if !how.running => {
             let hint = "wait for its end, or commit what it has changed so far with --running";
@@ -103,9 +111,8 @@ fn carry_out(view: &View<'_>, plan: &Plan, how: How, held: bool, json: bool) -> 
         }
         return output::json(&Done { changes: plan.changes.len(), notes: &plan.notes });
     }
-    few(&plan.notes).iter().for_each(|note| eprintln!("hurdle: note: {note}"));
-    println!("committed: {}", diff::total(&Stat::of(&plan.changes)));
-    Ok(ExitCode::SUCCESS)
+    few(&plan.notes).iter().for_each(|note| complain(format_args!("note: {note}")));
+    output::line(format_args!("committed: {}", diff::total(&Stat::of(&plan.changes))))
 }
 
 /// The first of a list, and how many more there are.
@@ -178,12 +185,13 @@ fn pick(view: &mut View<'_>, paths: &[PathBuf]) -> Result<BTreeSet<(PathBuf, Kin
             picked.extend(Some(id()).filter(|_| all));
             continue;
         }
-        println!("[{}/{}] {}", number + 1, changes.len(), diff::line(change, None, diff::colour()));
+        let mut out = io::stdout().lock();
+        writeln!(out, "[{}/{}] {}", number + 1, changes.len(), diff::line(change, None, diff::colour()))?;
         loop {
-            print!("commit it? [y]es [n]o [a]ll the rest [d]one, no more [s]how [q]uit: ");
-            io::stdout().flush()?;
+            write!(out, "commit it? [y]es [n]o [a]ll the rest [d]one, no more [s]how [q]uit: ")?;
+            out.flush()?;
             let key = tty::read_key(io::stdin())?.to_ascii_lowercase();
-            println!("{}", if key.is_ascii_graphic() { key as char } else { ' ' });
+            writeln!(out, "{}", if key.is_ascii_graphic() { key as char } else { ' ' })?;
             match key {
                 b'y' => drop(picked.insert(id())),
                 b'n' => {}
@@ -193,7 +201,7 @@ fn pick(view: &mut View<'_>, paths: &[PathBuf]) -> Result<BTreeSet<(PathBuf, Kin
                 }
                 b'd' => rest = Some(false),
                 b's' => {
-                    hurdle_layer::patch(view, std::slice::from_ref(change), &mut io::stdout().lock())?;
+                    hurdle_layer::patch(view, std::slice::from_ref(change), &mut out)?;
                     continue;
                 }
                 // Ctrl-C, Ctrl-D and the end of input.

@@ -8,7 +8,7 @@ mod part;
 mod peer;
 mod report;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use hurdle_wire::CallError;
 use crate::commands::look;
 use crate::failure::Failure;
 use crate::output;
+use crate::progress;
 use part::Part;
 use report::{Bench, Demo, Swap, Traffic};
 
@@ -30,18 +31,18 @@ const AFTER: Duration = Duration::from_millis(150);
 
 pub(crate) fn demo(json: bool) -> Result<ExitCode, Failure> {
     let start = Instant::now();
-    let progress = |what: &str| {
+    let say = |what: &str| {
         if std::io::stderr().is_terminal() {
-            let _ = write!(std::io::stderr(), "\r\x1b[K{what}");
+            progress::line(what);
         }
     };
-    progress("1 of 3: a client and a server under --net share …");
+    say("1 of 3: a client and a server under --net share …");
     let share = bench("share")?;
-    progress("2 of 3: the same under --net local …");
+    say("2 of 3: the same under --net local …");
     let local = bench("local")?;
-    progress("3 of 3: a live swap …");
+    say("3 of 3: a live swap …");
     let result = swaps();
-    progress("");
+    say("");
     let (swaps, refused, traffic) = result?;
     let demo = Demo { share, local, swaps, refused, traffic, seconds: start.elapsed().as_secs_f64() };
     let well = demo.traffic.failed == 0 && !demo.swaps.is_empty();

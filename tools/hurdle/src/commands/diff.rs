@@ -12,6 +12,7 @@ use super::{inside, layers};
 use crate::cli::Diff;
 use crate::failure::Failure;
 use crate::output;
+use crate::progress;
 
 pub(crate) fn diff(options: &Diff, json: bool) -> Result<ExitCode, Failure> {
     let layer = layers::find(&options.name)?;
@@ -21,7 +22,8 @@ pub(crate) fn diff(options: &Diff, json: bool) -> Result<ExitCode, Failure> {
     }
     let mut view = View::open(&layer, Path::new("/"), inside::owners()?)?;
     let paths = absolute(&options.paths)?;
-    let mut changes = hurdle_layer::walk(&mut view, Options { times: options.times, same: false })?;
+    let walk = || hurdle_layer::walk(&mut view, Options { times: options.times, same: false });
+    let mut changes = progress::during("looking for changes", walk)?;
     changes.retain(|change| change.is_below(&paths));
     if let Some(file) = &options.tar {
         return tar(&view, &changes, file);

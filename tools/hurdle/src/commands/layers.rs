@@ -11,6 +11,7 @@ use super::{inside, look};
 use crate::cli::Layers;
 use crate::failure::Failure;
 use crate::output::{self, Table};
+use crate::progress;
 
 /// The layer of the environment that runs under this name, else the one that was kept under it.
 pub(crate) fn find(name: &str) -> Result<Layer, Failure> {
@@ -73,7 +74,8 @@ pub(crate) fn remove(layer: Layer, lock: Option<Lock>) -> Result<(), Failure> {
         Some(lock) => lock,
         None => layer.lock_exclusive(&format!("its removal (process {})", std::process::id()))?,
     };
-    Ok(layer.remove(lock)?)
+    let what = format!("removing {}", layer.name());
+    Ok(progress::during(&what, || layer.remove(lock))?)
 }
 
 /// One layer, as it is printed.
@@ -180,17 +182,17 @@ fn snapshot(from: &str, name: &str, json: bool) -> Result<ExitCode, Failure> {
     if let Some(code) = inside::instead(&layer)? {
         return Ok(code);
     }
-    let done = hurdle_layer::snapshot(&layer, &hurdle_layer::path_of(name)?)?;
+    let to = hurdle_layer::path_of(name)?;
+    let done = progress::during(&format!("copying {from}"), || hurdle_layer::snapshot(&layer, &to))?;
     if json {
         return output::json(&done);
     }
     if !done.settled {
-        eprintln!(
-            "hurdle: note: the environment never stood still: what it writes all the time is as it was at some moment"
+        hurdle_core::complain(
+            "note: the environment never stood still: what it writes all the time is as it was at some moment",
         );
     }
-    println!("{name}");
-    Ok(ExitCode::SUCCESS)
+    output::line(name)
 }
 
 fn prune(older: u64, dry_run: bool, json: bool) -> Result<ExitCode, Failure> {
@@ -234,6 +236,5 @@ fn prune(older: u64, dry_run: bool, json: bool) -> Result<ExitCode, Failure> {
     if json {
         return output::json(&gone);
     }
-    gone.iter().for_each(|name| println!("{name}"));
-    Ok(ExitCode::SUCCESS)
+    output::print(gone.iter().map(|name| format!("{name}\n")).collect::<String>())
 }

@@ -11,6 +11,7 @@ use hurdle_wire::{CallError, Channel};
 
 use crate::failure::Failure;
 use crate::output::{self, Table};
+use crate::progress;
 
 /// How long `ls` waits for one environment.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -161,14 +162,17 @@ pub(crate) fn kill(envs: &[String], signal: Option<i32>) -> Result<ExitCode, Fai
         }
         if signal.is_none() {
             // Nothing of it is left when this returns.
-            let _ = core.wait().wait();
+            let _ = progress::during(&format!("ending {env}"), || core.wait().wait());
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn swap(env: &str, interface: String, to: Spec, json: bool) -> Result<ExitCode, Failure> {
-    let swapped = find(env)?.swap(interface.clone(), to).wait().map_err(|e| Failure::call(env, &e))?;
+    let core = find(env)?;
+    let what = format!("{env}: {interface} becomes {to}");
+    let swapped = progress::during(&what, || core.swap(interface.clone(), to).wait());
+    let swapped = swapped.map_err(|e| Failure::call(env, &e))?;
     if json {
         return output::json(&swapped);
     }

@@ -8,6 +8,7 @@ use hurdle_wire::{CallError, Connection, Description, call_text, describe};
 use super::look;
 use crate::failure::Failure;
 use crate::output;
+use crate::progress;
 
 pub(crate) fn rpc(env: &str, call: Option<&str>, arguments: &[String], json: bool) -> Result<ExitCode, Failure> {
     let Some(call) = call else { return interfaces(env, json) };
@@ -21,7 +22,7 @@ pub(crate) fn rpc(env: &str, call: Option<&str>, arguments: &[String], json: boo
         Connection::new(look::server(env, interface)?)
     };
     if name.is_none() {
-        let described = describe(&connection).map_err(|e| failed(env, interface, call, &e))?;
+        let described = waiting(call, || describe(&connection)).map_err(|e| failed(env, interface, call, &e))?;
         if json {
             return output::json(&described);
         }
@@ -30,7 +31,12 @@ pub(crate) fn rpc(env: &str, call: Option<&str>, arguments: &[String], json: boo
     // A word that is no JSON is meant as a string.
     let value = |text: &String| serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::from(text.as_str()));
     let text = serde_json::Value::from_iter(arguments.iter().map(value)).to_string();
-    output::line(call_text(&connection, call, &text).map_err(|e| failed(env, interface, call, &e))?)
+    let answer = waiting(call, || call_text(&connection, call, &text));
+    output::line(answer.map_err(|e| failed(env, interface, call, &e))?)
+}
+
+fn waiting<T>(call: &str, ask: impl FnOnce() -> T) -> T {
+    progress::during(&format!("waiting for {call}"), ask)
 }
 
 /// A call that failed; of a server that died, what is known of its end.
