@@ -13,6 +13,7 @@
 //! | [`finish`] | running a program to its end within a deadline |
 //! | [`cow`], [`snapshot`] | copy-on-write environments; proving that the host is untouched |
 //! | [`differences`] | results of suites that rightly differ inside |
+//! | [`chance`] | random moments and victims |
 //! | [`leaks`] | what an environment left behind |
 //! | [`pty`] | a terminal to type on |
 //! | [`poll`], [`skip`] | waiting for a condition; saying what was not tested |
@@ -25,6 +26,7 @@
 
 #![warn(missing_docs)]
 
+pub mod chance;
 pub mod command;
 pub mod cow;
 pub mod differences;

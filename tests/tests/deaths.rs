@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use hurdle_tests::chance::{self, deaths};
 use hurdle_tests::{Hurdle, Running, skip, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -92,19 +93,9 @@ impl<'a> Load<'a> {
     }
 }
 
-fn times() -> usize {
-    std::env::var("HURDLE_DEATHS").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
-}
-
 fn server(hurdle: &Hurdle, name: &str, interface: &str) -> Option<i32> {
     let pid = hurdle.right(name, interface)["state"]["Running"]["pid"].as_i64();
     pid.and_then(|pid| i32::try_from(pid).ok())
-}
-
-/// A number that is hard to foretell, below `limit`.
-fn random(limit: u64) -> u64 {
-    use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(0) % limit
 }
 
 #[test]
@@ -114,9 +105,9 @@ fn a_net_server_dies_under_load_and_no_client_notices() {
         return;
     };
     let mut absent = Vec::new();
-    for _ in 0..times() {
+    for _ in 0..deaths() {
         let pid = until("a net server runs", || server(&hurdle, &load.name, "net"));
-        std::thread::sleep(Duration::from_micros(random(20_000)));
+        chance::moment(Duration::from_millis(20));
         let killed = Instant::now();
         kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
         until("another one runs", || server(&hurdle, &load.name, "net").filter(|now| *now != pid));
@@ -125,10 +116,10 @@ fn a_net_server_dies_under_load_and_no_client_notices() {
     absent.sort();
     println!(
         "{} deaths; the next one runs, as `hurdle ls` sees it, after {:?} at the median",
-        times(),
-        absent[times() / 2]
+        deaths(),
+        absent[deaths() / 2]
     );
-    assert_eq!(hurdle.right(&load.name, "net")["deaths"], times());
+    assert_eq!(hurdle.right(&load.name, "net")["deaths"], deaths());
     load.end();
 }
 
@@ -137,22 +128,22 @@ fn a_net_server_is_swapped_under_load_and_no_client_notices() {
     let hurdle = Hurdle::new();
     let test = "a_net_server_is_swapped_under_load_and_no_client_notices";
     let Some(load) = Load::start(&hurdle, test, "local") else { return };
-    let mut pauses: Vec<u64> = (0..times())
+    let mut pauses: Vec<u64> = (0..deaths())
         .map(|round| {
             let to = ["net=local", "net=delay,ms=1+local"][round % 2];
-            std::thread::sleep(Duration::from_micros(random(20_000)));
+            chance::moment(Duration::from_millis(20));
             hurdle.json(&["swap", &load.name, to])["pause_us"].as_u64().expect("a number")
         })
         .collect();
     pauses.sort_unstable();
     println!(
         "{} swaps; traffic waited {} µs at the median, {} at most",
-        times(),
-        pauses[times() / 2],
-        pauses[times() - 1]
+        deaths(),
+        pauses[deaths() / 2],
+        pauses[deaths() - 1]
     );
     let right = hurdle.right(&load.name, "net");
-    assert_eq!((&right["swaps"], &right["deaths"]), (&times().into(), &0.into()));
+    assert_eq!((&right["swaps"], &right["deaths"]), (&deaths().into(), &0.into()));
     load.end();
 }
 
@@ -161,7 +152,7 @@ fn auth_and_proc_servers_die_and_who_asks_them_does_not_notice() {
     let hurdle = Hurdle::new();
     let name = hurdle.name("mortal");
     hurdle.detach(&name, &[], &["sleep", "1000"]);
-    for round in 0..times() {
+    for round in 0..deaths() {
         let (interface, call) = [("proc", "ps"), ("auth", "rpc")][round % 2];
         let ask = |hurdle: &Hurdle| match call {
             "ps" => hurdle.call(&["ps", &name]).success().stdout.contains("sleep 1000"),
@@ -172,7 +163,7 @@ fn auth_and_proc_servers_die_and_who_asks_them_does_not_notice() {
         // While somebody asks.
         std::thread::scope(|scope| {
             let asking = scope.spawn(|| ask(&hurdle));
-            std::thread::sleep(Duration::from_micros(random(5000)));
+            chance::moment(Duration::from_millis(5));
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             assert!(asking.join().expect("no panic"));
         });

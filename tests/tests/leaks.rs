@@ -1,11 +1,12 @@
 //! Nothing of an environment is left when it ends, however it ends: no process, mount, socket, file or lock.
 //!
-//! These tests look at the whole host, so they take turns.
+//! These tests look at the whole host, so they take turns. `HURDLE_DEATHS` says how often the random one kills (60).
 
 use std::process::Command;
 use std::time::Duration;
 
-use hurdle_tests::leaks::{Watch, pid};
+use hurdle_tests::chance::{self, deaths};
+use hurdle_tests::leaks::{Watch, descendants, pid, reap};
 use hurdle_tests::{Hurdle, Running, finish, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -99,6 +100,74 @@ fn after_a_detached_core_is_killed() {
     watch.hurdle.detach(&name, &["--net", "local"], &["sleep", "1000"]);
     kill(pid(&watch.hurdle.info(&name)["core"]), Signal::SIGKILL).expect("it runs");
     watch.end();
+}
+
+/// A client and a server that make connections for ever.
+const CONNECTING: &str = "import socket
+server = socket.create_server(('127.0.0.1', 0))
+while True:
+    client = socket.create_connection(server.getsockname())
+    server.accept()[0].close()
+    client.close()";
+
+/// From the first moment of an environment on, any of its processes: core, init, servers, their workers, programs, and those of
+/// an environment inside. Then, at another moment, the core.
+#[test]
+fn after_any_process_is_killed_at_any_moment() {
+    let watch = Watch::begin();
+    let kinds: [&[&str]; 5] = [
+        &["--net", "local"],
+        &["--net", "local", "--auth", "root"],
+        &["--isolated"],
+        &["--net", "delay,ms=1+local", "--swappable"],
+        &["--fs", "ro", "--net", "none", "--auth", "root"],
+    ];
+    for round in 0..deaths() {
+        let mut command = watch.hurdle.run(kinds[round % kinds.len()], "/bin/sh");
+        let inside = format!("\"{}\" run --net local -- ", watch.hurdle.binary().display());
+        let inside = if round % 4 == 3 { &inside } else { "" };
+        command.args(["-c", &format!("{inside}/usr/bin/python3 -c \"{CONNECTING}\"; exit")]);
+        let running = watch.hurdle.start(&mut command, "random.log");
+        let core = Pid::from_raw(running.id());
+        chance::moment(Duration::from_millis(if round % 2 == 0 { 30 } else { 400 }));
+        let all = descendants(std::process::id());
+        let victim = all[chance::below(all.len())];
+        let what = hurdle_tests::leaks::describe(victim);
+        let victim = Pid::from_raw(victim.cast_signed());
+        let _ = kill(victim, Signal::SIGKILL);
+        if victim != core {
+            chance::moment(Duration::from_millis(20));
+            let _ = kill(core, Signal::SIGKILL);
+        }
+        running.join();
+        println!("round {round}: killed {what}");
+        alone_again(&watch.hurdle);
+    }
+    watch.end();
+}
+
+/// While init sets copy-on-write files up, it asks the fs server for them.
+#[test]
+fn after_the_core_is_killed_while_files_are_set_up() {
+    let watch = Watch::begin();
+    for round in 0..deaths() {
+        let running = watch.hurdle.start(&mut watch.hurdle.run(&["--fs", "cow"], "/bin/true"), "start.log");
+        chance::moment(Duration::from_millis([20, 80][round % 2]));
+        running.signal(Signal::SIGKILL);
+        running.join();
+        alone_again(&watch.hurdle);
+    }
+    watch.end();
+}
+
+/// Waits until this process has no descendant.
+#[track_caller]
+fn alone_again(hurdle: &Hurdle) {
+    hurdle.assert_nothing_left();
+    until("no descendant is left", || {
+        reap();
+        descendants(std::process::id()).is_empty().then_some(())
+    });
 }
 
 #[test]

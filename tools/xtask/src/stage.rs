@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::shell::{PATH, Result, user_id};
+use crate::shell::{PATH, Result, succeeds, user_id};
 
 /// The unprivileged user that `cargo xtask install` makes.
 pub(crate) const USER: &str = "hurdle-test";
@@ -43,6 +43,29 @@ impl Drop for Stage {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// Directories that everybody writes to, of its own; what is at `$1` stays there.
+const ALONE: &str = r#"exec 9<"$1"
+for d in /run /tmp /var/tmp /dev/shm; do if [ -d $d ]; then mount -t tmpfs -o mode=1777 tmpfs $d; fi; done
+mkdir -p "$1"; mount --no-canonicalize --bind /proc/self/fd/9 "$1"; exec 9<&-
+ip link set lo up; shift; exec "$@""#;
+
+/// `command` where nobody else makes mounts, abstract sockets or temporary files: in a mount and a network namespace of its own,
+/// which root can make. For anybody else, `command` as it is.
+pub(crate) fn alone(command: Command, stage: &Path) -> Command {
+    let unshare = || {
+        let mut unshare = Command::new("/usr/bin/unshare");
+        unshare.args(["--mount", "--net", "--"]);
+        unshare
+    };
+    if !succeeds(unshare().arg("true")) {
+        return command;
+    }
+    let mut alone = unshare();
+    alone.args(["/bin/sh", "-ec", ALONE, "sh"]).arg(stage).arg(command.get_program()).args(command.get_args());
+    alone.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    alone
 }
 
 /// A user of this machine.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::docs;
 use crate::shell::{Result, cargo, output, root, run as run_command, succeeds};
-use crate::stage::{Stage, USER, User};
+use crate::stage::{Stage, USER, User, alone};
 
 /// How long one file of end-to-end tests may take.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -20,6 +20,9 @@ const END_TO_END: &str = "hurdle-tests";
 /// Files of tests that look at the source tree, which needs the owner of the checkout, or that hold one system against
 /// another, which is the same for each user and takes minutes.
 const ONCE: [&str; 2] = ["layout", "cpython"];
+
+/// Files of tests that look at all the mounts, sockets and files of the host: what others make meanwhile is not theirs to see.
+const ALONE: [&str; 2] = ["leaks", "cow_leaks"];
 
 /// What end-to-end tests read of the source tree.
 const SOURCES: [&str; 2] = ["README.md", "servers/net/tests/cpython-differences.txt"];
@@ -233,6 +236,9 @@ impl Program {
         std::fs::write(&skips, "")?;
         std::os::unix::fs::chown(&skips, Some(user.id), None)?;
         let mut command = user.command(&program);
+        if ALONE.contains(&self.name.as_str()) {
+            command = alone(command, stage.path());
+        }
         command.env("HURDLE_BIN", stage.path().join("hurdle")).env("HURDLE_SKIPS", &skips);
         command.env("HURDLE_EXAMPLES", stage.path()).env("HURDLE_SOURCE", stage.path().join("source"));
         if ONCE.contains(&self.name.as_str()) {
