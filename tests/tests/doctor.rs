@@ -84,7 +84,9 @@ fn a_closed_device_is_named_with_its_mend() {
     assert!(fuse["why"].as_str().is_some_and(|why| why.contains("/dev/fuse")), "{fuse}");
     assert!(fuse["mend"].as_str().is_some_and(|mend| mend.ends_with("chmod 0666 /dev/fuse")), "{fuse}");
     assert!(run("doctor", 0).stdout.contains("optional thing"));
-    // It goes without.
+    // What needs it says so.
+    run("run --fs cow -- true", 125).says("/dev/fuse").says("chmod 666 /dev/fuse");
+    // The rest goes without.
     run("run --net local --auth root -- true", 0);
     hurdle.assert_nothing_left();
 }

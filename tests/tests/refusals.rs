@@ -55,6 +55,7 @@ fn wrong_usage_is_hurdles_own_error() {
     refused(&hurdle, &["wait", "nobody-has-this-name"], "nobody-has-this-name");
     refused(&hurdle, &["kill", "nobody-has-this-name"], "nobody-has-this-name");
     assert!(hurdle.call(&["--help"]).success().stdout.contains("run"));
+    assert!(hurdle.call(&["help", "run"]).success().stdout.contains("--net"));
     assert!(hurdle.call(&["--version"]).success().stdout.starts_with("hurdle "));
 }
 
@@ -89,18 +90,40 @@ fn what_cannot_be_written_is_an_error_and_a_reader_that_left_is_none() {
         &["--version"],
     ];
     for command in commands {
-        let to = |redirection: &str| {
-            let mut shell = Command::new("/bin/bash");
-            let all = hurdle.command();
-            shell.args(["-c", &format!("set -o pipefail; \"$@\" {redirection}"), "bash"]).arg(all.get_program());
-            shell.args(command).envs(all.get_envs().filter_map(|(name, value)| Some((name, value?))));
-            finish(&mut shell, LIMIT)
-        };
-        assert_clear(&to("> /dev/full").exits(125).says("no space left on device"));
-        assert_clear(&to("| true").success());
-        // Nobody hears why, but the code says that.
-        to("> /dev/full 2>&1").exits(125);
+        assert_written_or_said(&hurdle, command);
     }
+    hurdle.call(&["kill", &name]).success();
+    hurdle.assert_nothing_left();
+}
+
+/// What a command can't print is an error; that nobody reads it is none.
+#[track_caller]
+fn assert_written_or_said(hurdle: &Hurdle, command: &[&str]) {
+    let to = |redirection: &str| {
+        let mut shell = Command::new("/bin/bash");
+        let all = hurdle.command();
+        shell.args(["-c", &format!("set -o pipefail; \"$@\" {redirection}"), "bash"]).arg(all.get_program());
+        shell.args(command).envs(all.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        finish(&mut shell, LIMIT)
+    };
+    assert_clear(&to("> /dev/full").exits(125).says("no space left on device"));
+    assert_clear(&to("| true").success());
+    // Nobody hears why, but the code says that.
+    to("> /dev/full 2>&1").exits(125);
+}
+
+#[test]
+fn what_commands_for_layers_cannot_write_is_an_error_too() {
+    let hurdle = Hurdle::new();
+    let name = hurdle.name("silo");
+    let file = hurdle.logs().join("new");
+    let text = format!("echo new > {}; sleep 1000", file.display());
+    hurdle.detach(&name, &["--fs", "cow"], &["sh", "-c", &text]);
+    until("it has written", || hurdle.call(&["diff", &name]).stdout.contains("/new").then_some(()));
+    for command in [&["diff", &name][..], &["diff", "--stat", &name], &["layers"], &["commit", "--running", &name]] {
+        assert_written_or_said(&hurdle, command);
+    }
+    assert!(file.exists(), "it was committed");
     hurdle.call(&["kill", &name]).success();
     hurdle.assert_nothing_left();
 }
@@ -137,6 +160,12 @@ fn a_program_that_does_not_run_gets_the_codes_of_a_shell() {
     let (first, second) = (at("first"), at("second"));
     finish(hurdle.run(&[], "tool").env("PATH", format!("{first}:{second}")), LIMIT).success();
     finish(hurdle.run(&[], "tool").env("PATH", &first), LIMIT).exits(126).says("is a directory");
+    // What a directory that may not be searched holds is not there.
+    let closed = at("closed");
+    std::fs::create_dir(&closed).expect("own directory");
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0)).expect("own directory");
+    finish(hurdle.run(&[], "tool").env("PATH", &closed), LIMIT).exits(127).says("no such program");
+    finish(hurdle.run(&[], "tool").env("PATH", format!("{closed}:{second}")), LIMIT).success();
     hurdle.assert_nothing_left();
 }
 
