@@ -108,7 +108,8 @@ impl Traces {
         let shared = ["/tmp", "/var/tmp", "/run", "/dev/shm", "/run/lock"];
         let entries = shared.into_iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten().flatten();
         // What root or a server of the host puts there meanwhile, no environment of an ordinary user has made.
-        let own = |entry: &std::fs::DirEntry| geteuid().is_root() || entry.metadata().is_ok_and(|meta| meta.uid() >= 1000);
+        let own =
+            |entry: &std::fs::DirEntry| geteuid().is_root() || entry.metadata().is_ok_and(|meta| meta.uid() >= 1000);
         let entries = entries.filter(own).map(|entry| format!("file {}", entry.path().display()));
         Self(mounts.lines().map(|line| format!("mount {line}")).chain(names).chain(entries).collect())
     }

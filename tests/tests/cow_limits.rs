@@ -41,7 +41,9 @@ fn a_layer_that_is_kept_has_a_quota() {
         let spec = format!("cow:{name},size=16M");
         let run = |script: &str| cow.sh(&["--fs", &spec, "--auth", auth], script).success().stdout;
         let fill = "dd if=/dev/zero of=big bs=1M count=64 2>/dev/null || echo full; rm -f big";
-        let first = format!("{fill}; echo new > new; ln new linked; rm old; mkdir -p d/e; echo x > d/e/x; truncate -s 9M nine; cat nine > eight");
+        let first = format!(
+            "{fill}; echo new > new; ln new linked; rm old; mkdir -p d/e; echo x > d/e/x; truncate -s 9M nine; cat nine > eight"
+        );
         assert_eq!(run(&first), "full\n", "{auth}");
         let second = "cat new linked d/e/x; test ! -e old; test new -ef linked; stat -c %s eight
             dd if=/dev/zero of=big bs=1M count=8 2>/dev/null || echo full; rm big; dd if=/dev/zero of=big bs=1M count=4 2>/dev/null && echo room
@@ -70,7 +72,8 @@ fn a_layer_with_a_quota_outlives_a_kill() {
     let options = ["--name", &name, "--fs", &spec, "--auth", "root"];
     cow.sh(&options, "echo one > kept").success();
     let mut command = cow.command(&options, "/bin/sh");
-    let running = cow.hurdle.start(command.args(["-ec", "cat kept; echo two > kept; echo ready; exec sleep 1000"]), "log");
+    let running =
+        cow.hurdle.start(command.args(["-ec", "cat kept; echo two > kept; echo ready; exec sleep 1000"]), "log");
     until("it has written", || running.log().contains("one\nready").then_some(()));
     assert!(cow.hurdle(&["diff", &name]).contains("kept"));
     running.signal(Signal::SIGKILL);

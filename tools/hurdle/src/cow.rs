@@ -148,7 +148,8 @@ pub(crate) fn prepare(wanted: &Wanted<'_>, ids: &IdMap) -> Result<(Layered, Opti
         let mounts = below.into_iter().map(overlaid).collect();
         return Ok((Layered { place: Place::Nowhere, mounts, hidden: Vec::new(), mirrored }, None));
     }
-    let size = spec.option("size").map(|text| bytes(text).ok_or_else(|| bad("`size` is a number of bytes, as 64M or 2G")));
+    let size =
+        spec.option("size").map(|text| bytes(text).ok_or_else(|| bad("`size` is a number of bytes, as 64M or 2G")));
     let size = size.transpose()?;
     let on_exit = wanted.on_exit.unwrap_or(match (&spec.argument, wanted.interactive) {
         (Some(_), _) => OnExit::Keep,
@@ -160,7 +161,8 @@ pub(crate) fn prepare(wanted: &Wanted<'_>, ids: &IdMap) -> Result<(Layered, Opti
             return Err(bad("a layer on a base has a name: `cow:NAME,base=OTHER`"));
         }
         let mut meta = Meta::new(own);
-        meta.mounts = below.iter().enumerate().map(|(n, at)| Mount { path: at.clone(), dir: format!("m{n}") }).collect();
+        meta.mounts =
+            below.iter().enumerate().map(|(n, at)| Mount { path: at.clone(), dir: format!("m{n}") }).collect();
         let mounts = below.iter().map(|at| overlaid(&meta, at, &[])).collect();
         let layered = Layered { place: in_memory(&meta, size), mounts, hidden: Vec::new(), mirrored };
         return Ok((layered, None));
