@@ -1,9 +1,12 @@
 //! What an environment left behind: processes, mounts, files, sockets.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use nix::unistd::geteuid;
 
 use crate::Hurdle;
 use crate::poll::{until, within};
@@ -104,7 +107,10 @@ impl Traces {
         let names = sockets.lines().filter_map(|line| line.split_once('@')).map(|(_, name)| format!("socket @{name}"));
         let shared = ["/tmp", "/var/tmp", "/run", "/dev/shm", "/run/lock"];
         let entries = shared.into_iter().filter_map(|directory| std::fs::read_dir(directory).ok()).flatten().flatten();
-        let entries = entries.map(|entry| format!("file {}", entry.path().display()));
+        // What root or a server of the host puts there meanwhile, no environment of an ordinary user has made.
+        let own =
+            |entry: &std::fs::DirEntry| geteuid().is_root() || entry.metadata().is_ok_and(|meta| meta.uid() >= 1000);
+        let entries = entries.filter(own).map(|entry| format!("file {}", entry.path().display()));
         Self(mounts.lines().map(|line| format!("mount {line}")).chain(names).chain(entries).collect())
     }
 

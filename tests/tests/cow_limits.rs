@@ -4,7 +4,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
 use hurdle_tests::cow::{BOTH, ROOT, SAME};
-use hurdle_tests::{Cow, finish};
+use hurdle_tests::{Cow, finish, until};
+use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(240);
 
@@ -31,22 +32,58 @@ fn a_full_layer_says_so_and_the_host_loses_nothing() {
     }
 }
 
-/// A layer on disk has a quota, too, or refuses one; it never takes one and forgets it.
+/// A layer that is kept has a quota too: what it held before counts, and what the environment made of it is there afterwards.
 #[test]
-fn a_named_layer_keeps_its_quota_or_refuses_it() {
-    let cow = Cow::watching::<&str>(&[], |_| {});
-    let name = cow.hurdle.name("quota");
-    let done = cow.sh(
-        &["--fs", &format!("cow:{name},size=16M")],
-        "dd if=/dev/zero of=big bs=1M count=64 2>/dev/null || echo full",
-    );
-    if done.code() == 125 {
-        done.says("size");
-    } else {
-        assert_eq!(done.success().stdout, "full\n");
+fn a_layer_that_is_kept_has_a_quota() {
+    for auth in ["same", "root"] {
+        let cow = Cow::watching::<&str>(&[], |dir| std::fs::write(dir.join("old"), "old\n").expect("own file"));
+        let name = cow.hurdle.name("quota");
+        let spec = format!("cow:{name},size=16M");
+        let run = |script: &str| cow.sh(&["--fs", &spec, "--auth", auth], script).success().stdout;
+        let fill = "dd if=/dev/zero of=big bs=1M count=64 2>/dev/null || echo full; rm -f big";
+        let first = format!(
+            "{fill}; echo new > new; ln new linked; rm old; mkdir -p d/e; echo x > d/e/x; truncate -s 9M nine; cat nine > eight"
+        );
+        assert_eq!(run(&first), "full\n", "{auth}");
+        let second = "cat new linked d/e/x; test ! -e old; test new -ef linked; stat -c %s eight
+            dd if=/dev/zero of=big bs=1M count=8 2>/dev/null || echo full; rm big; dd if=/dev/zero of=big bs=1M count=4 2>/dev/null && echo room
+            rm -r big eight nine d; echo more >> linked";
+        assert_eq!(run(second), "new\nnew\nx\n9437184\nfull\nroom\n", "{auth}");
+        cow.assert_untouched();
+        // Without a quota it goes on all the same.
+        let plain = format!("cow:{name}");
+        let done = cow.sh(&["--fs", &plain, "--auth", auth], "cat new; test ! -e d; echo last > last");
+        assert_eq!(done.success().stdout, "new\nmore\n", "{auth}");
+        cow.hurdle(&["commit", &name]);
+        let host = |name: &str| std::fs::read_to_string(cow.path(name)).ok();
+        let texts = ["new", "linked", "last", "old"].map(host);
+        assert_eq!(texts, [Some("new\nmore\n".into()), Some("new\nmore\n".into()), Some("last\n".into()), None]);
         cow.hurdle(&["discard", &name]);
+        cow.hurdle.assert_nothing_left();
     }
-    cow.end();
+}
+
+/// Whatever becomes of an environment with a quota, its layer is whole: what it was before, or what it is now.
+#[test]
+fn a_layer_with_a_quota_outlives_a_kill() {
+    let cow = Cow::watching::<&str>(&[], |_| {});
+    let name = cow.hurdle.name("killed");
+    let spec = format!("cow:{name},size=16M");
+    let options = ["--name", &name, "--fs", &spec, "--auth", "root"];
+    cow.sh(&options, "echo one > kept").success();
+    let mut command = cow.command(&options, "/bin/sh");
+    let running =
+        cow.hurdle.start(command.args(["-ec", "cat kept; echo two > kept; echo ready; exec sleep 1000"]), "log");
+    until("it has written", || running.log().contains("one\nready").then_some(()));
+    assert!(cow.hurdle(&["diff", &name]).contains("kept"));
+    running.signal(Signal::SIGKILL);
+    running.join();
+    until("the layer is free", || (cow.sh(&options, "cat kept").stdout == "one\n").then_some(()));
+    cow.hurdle(&["discard", &name]);
+    // Carried over at the end.
+    cow.sh(&["--fs", "cow,size=16M", "--on-exit", "commit"], "echo carried > carried").success();
+    assert_eq!(std::fs::read_to_string(cow.path("carried")).expect("it is there"), "carried\n");
+    cow.hurdle.assert_nothing_left();
 }
 
 /// 8 GiB, with a little at its begin, its middle and its end. One byte of it is changed.

@@ -182,7 +182,7 @@ impl Env {
         let job: &[i32] = if foreground { &[os::SIGCONT, os::SIGTSTP] } else { &[] };
         let signals = Signals::block(&[FORWARDED, job].concat()).map_err(system("signals can't be taken over"))?;
         process::hear_of_children();
-        let mut launched = launch::launch(&setup.plan, setup.start, signals.before())?;
+        let mut launched = launch::launch(&setup.plan, setup.start, signals.before(), setup.policy.as_ref())?;
         let copy = |fd: &OwnedFd| fd.try_clone().map_err(system("out of fds"));
         let mut rights = Vec::new();
         for (interface, spec) in setup.rights {

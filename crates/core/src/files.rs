@@ -32,27 +32,30 @@ impl Prepared {
     }
 }
 
-/// Makes what must be made in the parent's namespaces.
-pub(crate) fn prepare(plan: &Plan) -> Result<Prepared, String> {
+/// Makes what must be made in the parent's namespaces. `made` hears of a layer in memory before it is used.
+pub(crate) fn prepare(plan: &Plan, made: &dyn Fn(&OwnedFd) -> Result<(), String>) -> Result<Prepared, String> {
     let Root::Layered(layered) = &plan.root else { return Ok(Prepared::default()) };
     let layer = match &layered.place {
         Place::Directory(path) => {
             Some(open(path).map_err(|e| format!("the layer {} can't be opened: {e}", path.display()))?)
         }
         Place::Memory { .. } if layered.mirrored => None,
+        Place::Nowhere => None,
         Place::Memory { options, label } => {
             let tmpfs = memory(options).and_then(|tmpfs| fill(&tmpfs, layered, label).map(|()| tmpfs));
-            Some(tmpfs.map_err(|e| format!("no layer in memory: {e}"))?)
+            let tmpfs = tmpfs.map_err(|e| format!("no layer in memory: {e}"))?;
+            made(&tmpfs)?;
+            Some(tmpfs)
         }
     };
     let mut prepared = Prepared { overlays: Vec::new(), layer };
-    if let (false, Some(layer)) = (layered.mirrored, &prepared.layer) {
+    if !layered.mirrored {
         for mount in &layered.mounts {
             let made = open(&mount.at).and_then(|below| {
                 let mut bases = opened(&mount.bases)?;
                 bases.splice(0..0, mask(layered, &mount.at)?);
                 let lower = Lower { below: &below, bases: &bases, content: None };
-                overlay(lower, &mount.dir, layer, layered)
+                overlay(lower, &mount.dir, prepared.layer.as_ref(), layered)
             });
             prepared.overlays.push(made.map_err(|e| format!("no overlay on {}: {e}", mount.at.display()))?);
         }
@@ -133,25 +136,28 @@ struct Lower<'a> {
     content: Option<&'a OwnedFd>,
 }
 
-/// One overlay, attached nowhere yet; `dir` is its own directory in the layer.
-fn overlay(lower: Lower<'_>, dir: &str, layer: &OwnedFd, layered: &Layered) -> io::Result<OwnedFd> {
+/// One overlay, attached nowhere yet; `dir` is its own directory in the layer. Without a layer it can't be written.
+fn overlay(lower: Lower<'_>, dir: &str, layer: Option<&OwnedFd>, layered: &Layered) -> io::Result<OwnedFd> {
     let Lower { below, bases, content } = lower;
     let unprivileged = layered.mirrored;
     // Options are at most 255 bytes and have separators, so all paths are those of fds.
-    let own = mount::path_of(layer).join(dir);
-    let (upper, work) = (open(&own.join("upper"))?, open(&own.join("work"))?);
-    let text = |path: PathBuf| path.to_string_lossy().into_owned();
-    let apart = if bases.is_empty() || unprivileged { None } else { Some(apart(below)?) };
+    let text = |fd: &OwnedFd| mount::path_of(fd).to_string_lossy().into_owned();
+    let apart = if bases.is_empty() || unprivileged || layer.is_none() { None } else { Some(apart(below)?) };
     let below = apart.as_ref().unwrap_or(below);
-    let lower: Vec<String> = bases.iter().chain([below]).map(|fd| text(mount::path_of(fd))).collect();
-    let content = content.map_or(String::new(), |content| format!("::{}", text(mount::path_of(content))));
-    let (lower, upper, work) = (lower.join(":") + &content, text(mount::path_of(&upper)), text(mount::path_of(&work)));
-    let mut options = vec![
-        ("source", Some("hurdle")),
-        ("lowerdir", Some(lower.as_str())),
-        ("upperdir", Some(upper.as_str())),
-        ("workdir", Some(work.as_str())),
-    ];
+    // An overlay that can't be written has two lower layers at least.
+    let empty = if layer.is_none() { Some(memory(&[("mode".to_string(), "755".to_string())])?) } else { None };
+    let lower: Vec<String> = bases.iter().chain(&empty).chain([below]).map(text).collect();
+    let lower = lower.join(":") + &content.map_or(String::new(), |content| format!("::{}", text(content)));
+    let mut options = vec![("source", Some("hurdle")), ("lowerdir", Some(lower.as_str()))];
+    let own = layer.map(|layer| {
+        let own = mount::path_of(layer).join(dir);
+        io::Result::Ok((open(&own.join("upper"))?, open(&own.join("work"))?))
+    });
+    let own = own.transpose()?;
+    let own_text = own.as_ref().map(|(upper, work)| (text(upper), text(work)));
+    if let Some((upper, work)) = &own_text {
+        options.extend([("upperdir", Some(upper.as_str())), ("workdir", Some(work.as_str()))]);
+    }
     // Only the host's root may have the kernel move directories by a mark.
     options.push(if unprivileged { ("userxattr", None) } else { ("redirect_dir", Some("on")) });
     // Files of both file systems are shown as of one: what walks a tree and stays on it (find -xdev, tar) goes by that, and git
@@ -352,13 +358,13 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<P
     // would wait for ever, and nothing could end init.
     attachments.retain(|(name, _)| *name != "fuse");
     let lent = |name: &str| attachments.iter().find_map(|(other, fd)| (*other == name).then_some(fd));
-    let (mount, layer) = match (layered.mounts.as_slice(), own.as_ref().or(lent("layer"))) {
-        ([mount], Some(layer)) => (mount, layer),
-        _ => return Err("a layer that is mirrored has one mount".into()),
-    };
-    // The root directory is root's, and others' to read, where there is a root.
-    let upper = mount::path_of(layer).join(&mount.dir).join("upper");
-    let _ = std::os::unix::fs::chown(&upper, Some(0), Some(0));
+    let [mount] = layered.mounts.as_slice() else { return Err("a layer that is mirrored has one mount".into()) };
+    let layer = own.as_ref().or(lent("layer"));
+    if let Some(layer) = layer {
+        // The root directory is root's, and others' to read, where there is a root.
+        let upper = mount::path_of(layer).join(&mount.dir).join("upper");
+        let _ = std::os::unix::fs::chown(&upper, Some(0), Some(0));
+    }
     let below = open(&below).map_err(at("the parent's files, through FUSE"))?;
     let lower = Lower { below: &below, bases: &bases, content: lent("content") };
     let made = overlay(lower, &mount.dir, layer, layered).and_then(|overlay| mount::attach(overlay, &root));

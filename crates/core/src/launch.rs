@@ -13,7 +13,7 @@ use hurdle_sys::seccomp::Filter;
 use hurdle_sys::seqpacket;
 
 use crate::inside::{self, ATTACH, FAILED, GO, Inside, NOT_RUN, READY, STARTED};
-use crate::{Error, files};
+use crate::{Error, Policy, files};
 
 /// The first program of an environment.
 #[derive(Debug)]
@@ -51,7 +51,7 @@ pub(crate) struct Launched {
 }
 
 /// Makes the environment; what becomes of it shows in the words of init. The caller has one thread.
-pub(crate) fn launch(plan: &Plan, start: Start, mask: SignalMask) -> Result<Launched, Error> {
+pub(crate) fn launch(plan: &Plan, start: Start, mask: SignalMask, policy: &dyn Policy) -> Result<Launched, Error> {
     let system = |what: &'static str| move |e: io::Error| Error::System(what, e);
     let filter = match plan.traps.as_slice() {
         [] => None,
@@ -67,7 +67,7 @@ pub(crate) fn launch(plan: &Plan, start: Start, mask: SignalMask) -> Result<Laun
     let (status, inner_status) = process::pipe().map_err(system(OUT_OF_FDS))?;
     let words = [(plan.root.is_mirrored(), ATTACH), (filter.is_some(), READY), (start.confirm, STARTED)];
     let words = words.into_iter().filter_map(|(expected, word)| expected.then_some(word)).collect();
-    let prepared = files::prepare(plan).map_err(Error::SetUp)?;
+    let prepared = files::prepare(plan, &|layer| policy.made(layer)).map_err(Error::SetUp)?;
     let layer = prepared.layer.as_ref().map(OwnedFd::try_clone).transpose().map_err(system(OUT_OF_FDS))?;
     let inside = Inside {
         plan,

@@ -23,6 +23,7 @@ mod right;
 
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use hurdle_proto::plan::Plan;
@@ -53,6 +54,12 @@ pub trait Policy: Send + Sync {
     fn servers(&self) -> &Path {
         // This very file, also if another has taken its place since.
         Path::new("/proc/self/exe")
+    }
+
+    /// A layer in memory has been made ([`Place::Memory`](hurdle_proto::plan::Place)), and nothing uses it yet: the place to fill it,
+    /// and to keep its directory beyond the environment's end. An error: the environment can't be.
+    fn made(&self, _layer: &OwnedFd) -> Result<(), String> {
+        Ok(())
     }
 
     /// Whether a right launched as `from` can become `to` while programs run; if not, why, and what to do.

@@ -83,7 +83,7 @@ impl Root {
     }
 }
 
-/// Files that forget: kernel overlays (overlayfs in the kernel's documentation) on the parent's file systems.
+/// Files that stand apart from the parent's: kernel overlays (overlayfs in the kernel's documentation) on its file systems.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layered {
     /// Where the changes go.
@@ -113,6 +113,8 @@ pub enum Place {
     },
     /// This directory, which is there already.
     Directory(PathBuf),
+    /// Nowhere: each is refused (EROFS). An overlay without a layer can't be made to take any, not even by root inside.
+    Nowhere,
 }
 
 /// One overlay.
@@ -147,6 +149,14 @@ impl IdMap {
         } else {
             IdMap { users: own(uid), groups: own(gid), writer: MapWriter::Itself }
         })
+    }
+}
+
+impl IdMap {
+    /// Whether the caller is root inside, who may undo what was mounted there.
+    pub fn is_root(&self) -> bool {
+        let own = hurdle_sys::process::effective_ids().0;
+        self.users.iter().any(|extent| extent.inside == 0 && extent.outside == own)
     }
 }
 

@@ -9,8 +9,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 const DEV_IOC_CLONE: libc::c_ulong = 0x8004_e500;
 
 /// A new FUSE connection and a read-only mount of it that is attached nowhere yet (move_mount(2)). The mount acts for the
-/// effective ids of the caller, checks permissions in the kernel by what the server says, and serves every id of the
-/// caller's user namespace. Requests may wait on the connection before anybody serves it.
+/// effective ids of the caller, and serves every id of the caller's user namespace. It is for an overlay above it, which checks
+/// permissions by what the server says: who mounted it may do everything here, so that to check here as well would only take
+/// time. Requests may wait on the connection before anybody serves it.
 ///
 /// The caller needs CAP_SYS_ADMIN over its mount namespace's owner, and both fds belong to the caller's user namespace for
 /// good: reads of the device say its ids. ENOENT, EACCES: `/dev/fuse` is missing or closed to the user; ENODEV: the kernel
@@ -25,7 +26,6 @@ pub fn create(source: &str) -> io::Result<(OwnedFd, OwnedFd)> {
         ("rootmode", Some("40000")),
         ("user_id", Some(&uid)),
         ("group_id", Some(&gid)),
-        ("default_permissions", None),
         ("allow_other", None),
         // Of the whole instance, not just of the mount: reading then changes no attribute (no time of access), so the
         // kernel never has to ask for one again.

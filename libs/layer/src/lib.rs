@@ -3,7 +3,7 @@
 //! A *layer* is a directory with a `layer.json` and, for each file system that was overlaid, an upper directory as the
 //! kernel's overlay keeps it. Nothing here mounts anything or knows of environments: it reads what the kernel left.
 //! - [`Layer`], [`Meta`], [`Ids`]: the directory, its locks, and whose ids are whose;
-//! - [`snapshot()`]: a copy of one that is being written;
+//! - [`snapshot()`]: a copy of one that is being written; [`load`], [`replace`]: of one that is kept on disk and used in memory;
 //! - [`list`], [`locate`], [`layers_dir`]: where named layers live;
 //! - [`View`], [`walk`], [`Change`]: what an environment changed;
 //! - [`join_renames`], [`patch`], [`tarball`], [`Stat`]: the same for people and for other programs;
@@ -49,7 +49,7 @@ pub use owners::{Ask, Owners};
 pub use patch::patch;
 pub use renames::join_renames;
 pub use repos::Repositories;
-pub use snapshot::{Snapshot, snapshot};
+pub use snapshot::{Snapshot, load, replace, snapshot};
 pub use stat::{Stat, summary};
 pub use store::{Listed, layers_dir, list, locate, path_of, sweep};
 pub use tarball::tarball;

@@ -8,14 +8,14 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use crate::at::{self, Stat};
 use crate::error::{At as _, Error, Result};
 use crate::layer::Layer;
 use crate::marks::plain_xattrs;
-use crate::meta::Meta;
+use crate::meta::{Meta, Mount};
 use crate::{copy, store, tree};
 
 /// How often a layer is walked at most.
@@ -37,7 +37,26 @@ pub fn snapshot(layer: &Layer, path: &Path) -> Result<Snapshot> {
     if path.symlink_metadata().is_ok() {
         return Err(Error::Exists(path.into()));
     }
+    // Not over one that comes meanwhile.
+    write(layer, path, RenameFlags::NOREPLACE)
+}
+
+/// Copies `layer` to the place of the layer at `path`, which goes. One of both is there at any time.
+pub fn replace(layer: &Layer, path: &Path) -> Result<Snapshot> {
+    write(layer, path, RenameFlags::EXCHANGE)
+}
+
+/// Copies what `layer` holds into an empty one, whose directory is `to`: its environment continues it.
+pub fn load(layer: &Layer, to: &OwnedFd) -> Result<()> {
+    for (number, mount) in layer.meta().mounts.iter().enumerate() {
+        copy_mount(layer, number, mount, to, layer.path())?;
+    }
+    Ok(())
+}
+
+fn write(layer: &Layer, path: &Path, flags: RenameFlags) -> Result<Snapshot> {
     let (hidden, target) = store::hidden(path)?;
+    let name = at::c_name(std::os::unix::ffi::OsStrExt::as_bytes(hidden.file_name().unwrap_or_default()));
     let base = match layer.meta().base.as_deref() {
         // A name means a layer beside the one that has it.
         Some(name) if !name.starts_with('/') && path.parent() != layer.path().parent() => {
@@ -49,16 +68,14 @@ pub fn snapshot(layer: &Layer, path: &Path) -> Result<Snapshot> {
     let meta = Meta { base, copied: true, ..layer.meta().clone() };
     let copy = Layer::create(&hidden, Meta { mounts: Vec::new(), ..meta.clone() })?;
     let made = fill(layer, &copy, &meta).and_then(|done| {
-        // Not over one that came meanwhile.
-        let flags = rustix::fs::RenameFlags::NOREPLACE;
         rustix::fs::renameat_with(rustix::fs::CWD, &hidden, rustix::fs::CWD, path, flags).map_err(|e| match e {
             Errno::EXIST => Error::Exists(path.into()),
             e => Error::Io { what: path.display().to_string(), source: e.into() },
         })?;
         Ok(done)
     });
-    if made.is_err() {
-        let name = at::c_name(std::os::unix::ffi::OsStrExt::as_bytes(hidden.file_name().unwrap_or_default()));
+    if made.is_err() || flags == RenameFlags::EXCHANGE {
+        // What is whole has the name: the rest may also go later.
         let _ = tree::remove(target.as_fd(), &name);
     }
     made
@@ -68,32 +85,41 @@ fn fill(layer: &Layer, copy: &Layer, meta: &Meta) -> Result<Snapshot> {
     let _lock = copy.lock_use(&format!("a snapshot (process {})", std::process::id()))?;
     let mut done = Snapshot { copied: 0, settled: true };
     for (number, mount) in meta.mounts.iter().enumerate() {
-        for name in [mount.dir.clone(), format!("{}/upper", mount.dir), format!("{}/work", mount.dir)] {
-            rustix::fs::mkdirat(copy, &name, Mode::RWXU).at(|| copy.path().join(&name).display().to_string())?;
-        }
-        let from = layer.open_upper(number)?;
-        let to = at::open_below(copy, format!("{}/upper", mount.dir).as_bytes(), OFlags::RDONLY);
-        let to = to.at(|| copy.path().display().to_string())?;
-        let mut walk = Walk { known: HashMap::new(), names: HashMap::new(), copied: 0, root: to };
-        let mut settled = false;
-        for _ in 0..WALKS {
-            let before = walk.copied;
-            walk.names.clear();
-            let what = || layer.upper(number).display().to_string();
-            walk.directory(at::open_below(&from, b"", OFlags::RDONLY).at(what)?.as_fd(), b"").at(what)?;
-            walk.attributes(from.as_fd(), c".", &at::stat_fd(&from).at(what)?, b"").at(what)?;
-            settled = walk.copied == before;
-            if settled {
-                break;
-            }
-        }
-        done.copied += walk.copied;
-        done.settled &= settled;
+        let one = copy_mount(layer, number, mount, copy, copy.path())?;
+        done.copied += one.copied;
+        done.settled &= one.settled;
     }
     // Only now it is a layer with all its mounts.
     let text = meta.to_bytes();
     copy.write_file("layer.json", &text)?;
     Ok(done)
+}
+
+/// Copies what mount `number` of `layer` holds into the layer whose directory is `to`; `path` is for messages.
+fn copy_mount(layer: &Layer, number: usize, mount: &Mount, to: impl AsFd, path: &Path) -> Result<Snapshot> {
+    for name in [mount.dir.clone(), format!("{}/upper", mount.dir), format!("{}/work", mount.dir)] {
+        match rustix::fs::mkdirat(&to, &name, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(e).at(|| path.join(&name).display().to_string()),
+        }
+    }
+    let from = layer.open_upper(number)?;
+    let to = at::open_below(&to, format!("{}/upper", mount.dir).as_bytes(), OFlags::RDONLY);
+    let to = to.at(|| path.display().to_string())?;
+    let mut walk = Walk { known: HashMap::new(), names: HashMap::new(), copied: 0, root: to };
+    let mut settled = false;
+    for _ in 0..WALKS {
+        let before = walk.copied;
+        walk.names.clear();
+        let what = || layer.upper(number).display().to_string();
+        walk.directory(at::open_below(&from, b"", OFlags::RDONLY).at(what)?.as_fd(), b"").at(what)?;
+        walk.attributes(from.as_fd(), c".", &at::stat_fd(&from).at(what)?, b"").at(what)?;
+        settled = walk.copied == before;
+        if settled {
+            break;
+        }
+    }
+    Ok(Snapshot { copied: walk.copied, settled })
 }
 
 /// What an entry was when it was copied.

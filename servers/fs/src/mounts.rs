@@ -1,11 +1,13 @@
 //! The host's mounts, as a layered environment of the host's root sees them, and its devices.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use hurdle_proto::plan::MountStep;
+use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-use crate::plan::{DEVICES, LINKS, bind, instance};
+use crate::plan::{DEVICES, LINKS, TERMINALS, bind, instance};
 use crate::serve::parse;
 
 /// File systems that hold no files of anybody: the environment has its own, or sees them read-only below /sys.
@@ -75,15 +77,37 @@ pub(crate) fn shared_devices() -> Vec<MountStep> {
     steps
 }
 
-/// A /dev of its own with those of the parent's devices that act for the process that opens them: no disk, no console.
-pub(crate) fn own_devices() -> Vec<MountStep> {
+/// A /dev of its own with those of the parent's devices that act for the process that opens them: no disk, no console. Of a
+/// user's, all that he may open. `terminals`: of its own too, since the parent's come with a /dev of the parent's alone.
+pub(crate) fn own_devices(terminals: bool) -> Vec<MountStep> {
     let mut steps = vec![instance("tmpfs", "/dev", "mode=755")];
-    let there = DEVICES.iter().chain(MORE).map(|name| Path::new("/dev").join(name)).filter(|path| path.exists());
-    steps.extend(there.map(|path| bind(path, false)));
+    let named = DEVICES.iter().chain(MORE).map(|name| Path::new("/dev").join(name)).filter(|path| path.exists());
+    let mut there: Vec<PathBuf> = named.collect();
+    if terminals {
+        there.extend(usable());
+        there.sort();
+        there.dedup();
+    }
+    steps.extend(there.into_iter().map(|path| bind(path, false)));
     steps.extend(LINKS.iter().map(|(text, target)| MountStep::Symlink { text: text.into(), target: target.into() }));
-    steps.push(bind("/dev/pts", false));
+    steps.push(if terminals { instance("devpts", "/dev/pts", TERMINALS) } else { bind("/dev/pts", false) });
     steps.extend(private());
     steps
+}
+
+/// Devices of the parent's, and directories of them, that the user may open; but for those that each environment has.
+fn usable() -> impl Iterator<Item = PathBuf> {
+    let own = ["fd", "mqueue", "ptmx", "pts", "shm"];
+    let entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+    entries.filter(move |entry| !own.iter().any(|name| entry.file_name() == *name)).filter_map(|entry| {
+        let kind = entry.file_type().ok()?;
+        let wanted = match kind.is_dir() {
+            true => Access::READ_OK | Access::EXEC_OK,
+            false => Access::READ_OK | Access::WRITE_OK,
+        };
+        let usable = kind.is_char_device() || kind.is_dir();
+        (usable && accessat(CWD, entry.path(), wanted, AtFlags::EACCESS).is_ok()).then(|| entry.path())
+    })
 }
 
 /// Memory and queues that processes share by name: the environment's own.

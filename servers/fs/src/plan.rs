@@ -17,6 +17,9 @@ const PATHS: &[&str] = &["share", "hide", "ro"];
 /// Device nodes that programs expect to find in any system.
 pub(crate) const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 
+/// Options of a devpts of one's own.
+pub(crate) const TERMINALS: &str = "newinstance,ptmxmode=0666,mode=620";
+
 /// Links that udev makes on any system.
 pub(crate) const LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd", "/dev/fd"),
@@ -26,9 +29,10 @@ pub(crate) const LINKS: &[(&str, &str)] = &[
     ("pts/ptmx", "/dev/ptmx"),
 ];
 
-/// Whether `spec` asks for a layer, which the caller of [`plan`] must then bring.
-pub fn is_layered(spec: &Spec) -> bool {
-    spec.single().is_ok_and(|layer| layer.kind == "cow")
+/// Whether `spec` asks for files that stand apart from the parent's, which the caller of [`plan`] must then prepare. `root`: the
+/// user is root inside, who could make writable again what is only mounted read-only.
+pub fn is_layered(spec: &Spec, root: bool) -> bool {
+    spec.single().is_ok_and(|layer| layer.kind == "cow" || layer.kind == "ro" && root)
 }
 
 /// Adds what `spec` needs to `plan`. `share` needs nothing: the parent's files, at native speed. `layered`: where the changes
@@ -47,16 +51,23 @@ pub fn plan(spec: &Spec, layered: Option<Layered>, layers: Option<PathBuf>, plan
             system_tree(dir, plan);
             Ok(())
         }
-        ("ro", _) => {
+        ("ro", None) => {
             layer.check_argument(false)?;
             layer.check_options(&[], PATHS)?;
             plan.mounts.push(MountStep::ReadOnly { target: "/".into() });
             paths(layer, plan);
             Ok(())
         }
-        ("cow", Some(layered)) => {
-            layer.check_options(&["base", "size"], PATHS)?;
-            let devices = if layered.mirrored { mounts::shared_devices() } else { mounts::own_devices() };
+        (kind @ ("cow" | "ro"), Some(layered)) => {
+            if kind == "ro" {
+                layer.check_argument(false)?;
+            }
+            layer.check_options(if kind == "ro" { &[] } else { &["base", "size"] }, PATHS)?;
+            // Who is root inside may take off what covers a part of the parent's own /dev.
+            let devices = match (layered.mirrored, plan.ids.is_root()) {
+                (true, false) => mounts::shared_devices(),
+                (mirrored, _) => mounts::own_devices(mirrored),
+            };
             if !layered.mirrored {
                 plan.mounts.extend(mounts::files());
             }
@@ -147,7 +158,7 @@ fn system_tree(root: PathBuf, plan: &mut Plan) {
     for (text, target) in LINKS {
         plan.mounts.push(MountStep::Symlink { text: text.into(), target: target.into() });
     }
-    plan.mounts.push(instance("devpts", "/dev/pts", "newinstance,ptmxmode=0666,mode=620"));
+    plan.mounts.push(instance("devpts", "/dev/pts", TERMINALS));
     for target in ["/dev/shm", "/tmp"] {
         plan.mounts.push(instance("tmpfs", target, "mode=1777"));
     }

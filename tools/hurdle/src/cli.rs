@@ -125,6 +125,15 @@ pub(crate) enum Command {
         /// The layer.
         name: String,
     },
+    /// Fill a layer in memory from one on disk, or put it in that one's place (what `hurdle run --fs cow:NAME,size=` starts).
+    #[command(hide = true)]
+    Memory {
+        /// `load` or `store`.
+        #[arg(value_parser = ["load", "store"])]
+        what: String,
+        /// The layer on disk.
+        path: PathBuf,
+    },
     /// A part of `hurdle demo`.
     #[command(hide = true)]
     DemoPeer {

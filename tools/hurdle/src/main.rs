@@ -68,6 +68,7 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
             _ => Err(Failure::new(interface, "no standard server has this interface")),
         },
         Command::Ask { name } => commands::exit::ask_here(&name),
+        Command::Memory { what, path } => cow::memory_here(what == "store", &path),
         Command::Doctor => commands::doctor::doctor(json),
         Command::Demo => commands::demo::demo(json),
         Command::DemoPeer { arguments } => commands::demo::peer(&arguments),

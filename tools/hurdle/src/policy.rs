@@ -1,8 +1,14 @@
 //! What the server kinds mean: which crate plans them, which program serves them, what can become what.
 
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
 use hurdle_core::{Command, Policy};
 use hurdle_proto::plan::{IdMap, Layered, Plan};
 use hurdle_proto::spec::{Layer, Spec, SpecError};
+use hurdle_sys::process;
+
+use crate::cow::Memory;
 
 /// The standard interfaces.
 pub(crate) const STANDARD: &[&str] = &["fs", "net", "auth", "proc"];
@@ -16,7 +22,8 @@ pub(crate) fn plan<H>(
 ) -> Result<(Plan, Option<H>), crate::Failure> {
     let mut plan = Plan::new()?;
     let of = |name: &str| rights.iter().find(|(interface, _)| interface == name).map(|(_, spec)| spec);
-    let files = of("fs").filter(|spec| hurdle_fs::is_layered(spec));
+    let root = process::effective_ids().0 == 0 || of("auth").is_some_and(|spec| spec.split().0.kind == "root");
+    let files = of("fs").filter(|spec| hurdle_fs::is_layered(spec, root));
     if let Some(spec) = of("auth") {
         hurdle_auth::plan(spec, files.is_some(), &mut plan)?;
     }
@@ -73,9 +80,17 @@ fn programs(spec: &Spec) -> Result<(), String> {
 }
 
 /// The one policy of the `hurdle` command.
-pub(crate) struct Standard;
+#[derive(Default)]
+pub(crate) struct Standard {
+    /// The layer in memory whose changes are kept, if there is one.
+    pub(crate) memory: Option<Arc<Memory>>,
+}
 
 impl Policy for Standard {
+    fn made(&self, layer: &OwnedFd) -> Result<(), String> {
+        self.memory.as_ref().map_or(Ok(()), |memory| memory.made(layer))
+    }
+
     fn server(&self, interface: &str, spec: &Spec, trapped: bool) -> Result<Command, String> {
         let layer = spec.split().0;
         if interface == "net" && !trapped {

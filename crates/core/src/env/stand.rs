@@ -22,6 +22,10 @@ impl Env {
             if lent.is_empty() {
                 return Err(self.launched.failure());
             }
+            if let Some((_, layer)) = lent.iter().find(|(name, _)| name == "layer") {
+                // Init mounts nothing on it before the server answers.
+                self.policy.made(layer).map_err(Error::SetUp)?;
+            }
             let nodes = memfd::create(c"hurdle-nodes").map_err(system("no memory for the fs server"))?;
             let right = &mut self.rights[n];
             right.attachments.extend(lent.into_iter().chain([("nodes".to_string(), nodes)]));

@@ -41,8 +41,9 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
     if held.is_none() && (options.keep || options.on_exit.is_some_and(|what| what != OnExit::Discard)) {
         return Err(Failure::new("--on-exit", "only changes of --fs cow can be kept"));
     }
-    if let (Root::Directory(_), false, Some(terminal)) = (&plan.root, options.detach, terminal()) {
-        // The other system's /dev/pts has terminals of its own only: programs find theirs here, by its device.
+    let own_terminals = |step: &MountStep| matches!(step, MountStep::Instance { kind: "devpts", .. });
+    if let (true, false, Some(terminal)) = (plan.mounts.iter().any(own_terminals), options.detach, terminal()) {
+        // A /dev/pts of its own has terminals of its own only: programs find theirs here, by its device.
         plan.mounts.push(MountStep::Bind { source: terminal, target: "/dev/console".into(), read_only: false });
     }
     // What it typed, the user's shell would read once the environment is over.
@@ -73,7 +74,7 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
             fds: options.fds,
             confirm: options.detach,
         },
-        policy: Box::new(Standard),
+        policy: Box::new(Standard { memory: held.as_ref().and_then(Held::memory) }),
     };
     if options.detach {
         return detach(setup, log, held);
