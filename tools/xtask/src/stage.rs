@@ -115,3 +115,24 @@ impl User {
         command
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alone_there_is_the_stage_and_nothing_else() {
+        let stage = Stage::new().unwrap();
+        std::fs::write(stage.path().join("here"), "").unwrap();
+        let mut look = User::current().command(Path::new("/bin/sh"));
+        look.args(["-c", "ls /tmp; ls \"$PLACE\"; cat /proc/net/unix | grep -c @"]).env("PLACE", stage.path());
+        let seen = alone(look, stage.path()).output().unwrap();
+        let seen = String::from_utf8(seen.stdout).unwrap();
+        let name = stage.path().file_name().unwrap().to_str().unwrap();
+        if user_id() == 0 {
+            assert_eq!(seen, format!("{name}\nhere\n0\n"));
+        } else {
+            assert!(seen.contains("\nhere\n"), "{seen}");
+        }
+    }
+}
