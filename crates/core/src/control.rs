@@ -15,7 +15,8 @@ use hurdle_proto::server::{Peer, Stored, store};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::Place;
 use hurdle_sys::{abstract_socket, process};
-use hurdle_wire::{Channel, Context, Fd, Refused, Router, ServeOptions, Stopper};
+use hurdle_wire::tap::Tap;
+use hurdle_wire::{self as wire, Channel, Context, Fd, Refused, Router, ServeOptions, Stopper};
 use tokio::sync::oneshot;
 
 use crate::door::Door;
@@ -86,9 +87,10 @@ fn same_place(socket: &OwnedFd, pid: i32) -> io::Result<bool> {
 }
 
 /// The threads that serve callers.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Callers {
     stopper: Stopper,
+    tap: Tap,
     threads: Arc<AtomicUsize>,
 }
 
@@ -98,6 +100,10 @@ const CALLERS: usize = 256;
 const GUESTS: usize = 32;
 
 impl Callers {
+    pub(crate) fn new(tap: &Tap) -> Callers {
+        Callers { stopper: Stopper::new(), tap: tap.clone(), threads: Arc::default() }
+    }
+
     /// Starts the thread of one caller. EAGAIN: there are too many.
     pub(crate) fn serve(
         &self,
@@ -106,28 +112,32 @@ impl Callers {
         mailbox: Mailbox,
         init: Arc<init::Client>,
     ) -> io::Result<()> {
-        self.start(CALLERS, socket, mailbox.clone(), move || {
+        self.start(CALLERS, socket, peer, mailbox.clone(), move || {
             core::service(Arc::new(Control { peer, mailbox, init })).into()
         })
     }
 
     /// Starts the thread of one program inside, which is below so many seccomp filters. EAGAIN: there are too many.
     pub(crate) fn serve_door(&self, socket: OwnedFd, filters: u32, mailbox: Mailbox) -> io::Result<()> {
+        let (pid, uid) = abstract_socket::peer(&socket)?;
         let peer = abstract_socket::peer_pidfd(&socket)?;
-        self.start(GUESTS, socket, mailbox, move || door::service(Arc::new(Door::new(peer, filters))).into())
+        let router = move || door::service(Arc::new(Door::new(peer, filters))).into();
+        self.start(GUESTS, socket, Peer { pid, uid }, mailbox, router)
     }
 
     fn start(
         &self,
         most: usize,
         socket: OwnedFd,
+        peer: Peer,
         mailbox: Mailbox,
         router: impl FnOnce() -> Router + Send + 'static,
     ) -> io::Result<()> {
         if self.threads.load(Ordering::SeqCst) >= most {
             return Err(io::Error::from_raw_os_error(os::EAGAIN));
         }
-        let options = ServeOptions { stopper: self.stopper.clone(), ..ServeOptions::default() };
+        let (stopper, tap) = (self.stopper.clone(), self.tap.clone());
+        let options = ServeOptions { peer: caller(peer), stopper, tap, ..ServeOptions::default() };
         let counted = Counted { threads: self.threads.clone(), mailbox };
         self.threads.fetch_add(1, Ordering::SeqCst);
         // Where no thread can be had the closure is dropped, and the count with it.
@@ -162,12 +172,19 @@ impl Drop for Counted {
     }
 }
 
-/// Starts the thread through which a borrower of `interface` reaches its store.
-pub(crate) fn serve_store(socket: OwnedFd, interface: &str, mailbox: Mailbox) -> io::Result<()> {
+/// A peer as the wire has it.
+fn caller(peer: Peer) -> wire::Peer {
+    wire::Peer { pid: peer.pid.cast_unsigned(), uid: peer.uid, ..wire::Peer::default() }
+}
+
+/// Starts the thread through which the borrower of `interface`, process `pid`, reaches its store.
+pub(crate) fn serve_store(socket: OwnedFd, interface: &str, pid: i32, mailbox: Mailbox, tap: &Tap) -> io::Result<()> {
     let interface = interface.to_string();
+    let peer = caller(Peer { pid, uid: process::effective_ids().0 });
+    let options = ServeOptions { peer, tap: tap.clone(), ..ServeOptions::default() };
     std::thread::Builder::new().spawn(move || {
         let service = store::service(Arc::new(Keeper { interface, mailbox }));
-        let _ = hurdle_wire::serve(&Channel::from(socket), &service.into(), &ServeOptions::default());
+        let _ = hurdle_wire::serve(&Channel::from(socket), &service.into(), &options);
     })?;
     Ok(())
 }
@@ -201,6 +218,10 @@ impl core::Server for Control {
 
     async fn spawn(&self, _: &Context, program: Program) -> Result<i32, Refused> {
         Ok(self.init.spawn(program).await?)
+    }
+
+    async fn trace(&self, _: &Context, interfaces: Vec<String>) -> Result<Fd, Refused> {
+        ask(&self.mailbox, |answer| Ask::Trace { interfaces, answer }).await?.map(Fd::from)
     }
 
     async fn wait(&self, _: &Context) -> Result<i32, Refused> {

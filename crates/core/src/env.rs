@@ -2,6 +2,7 @@
 
 mod stand;
 mod swap;
+mod trace;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,7 +18,7 @@ use hurdle_proto::server::{Peer, SERVERS, Stored};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Event, Group, Signals, State, Status, Until};
 use hurdle_sys::{seqpacket, tty};
-use hurdle_wire::{CallError, Channel, Fd, Refused};
+use hurdle_wire::{CallError, Channel, Connection, Fd, Refused};
 use tokio::sync::oneshot;
 
 use crate::control::Callers;
@@ -53,6 +54,10 @@ pub(crate) enum Ask {
         interface: String,
         spec: Spec,
         answer: Answer<Result<Swapped, Refused>>,
+    },
+    Trace {
+        interfaces: Vec<String>,
+        answer: Answer<Result<OwnedFd, Refused>>,
     },
     Wait(Answer<i32>),
     End(Answer<()>),
@@ -119,6 +124,8 @@ enum Source {
     Ended(usize),
     /// It wrote to its standard error.
     Stderr(usize),
+    /// One who traces has gone.
+    Tracer,
     /// Client M of right N has hung up.
     HungUp(usize, usize),
 }
@@ -148,6 +155,7 @@ pub(crate) struct Env {
     rights: Vec<Right>,
     policy: Box<dyn Policy>,
     waiters: Vec<Answer<i32>>,
+    tracing: trace::Tracing,
     borrowers: u64,
     /// What start-up needed has been let go of.
     settled: bool,
@@ -195,7 +203,10 @@ impl Env {
             }
             rights.push(Right::new(&interface, spec, lent));
         }
-        let init = Arc::new(init::Client::from(Channel::from(copy(&launched.control)?)));
+        let tracing = trace::Tracing::default();
+        // Pid 1 reports nothing itself.
+        let init = Connection::tapped(Channel::from(copy(&launched.control)?), tracing.tap.clone());
+        let init = Arc::new(init::Client::new(&init));
         let status = File::from(copy(&launched.status)?);
         let (sender, mail) = channel();
         let bell = Arc::new(Event::new().map_err(system("no eventfd"))?);
@@ -211,14 +222,15 @@ impl Env {
             listener: Some(listener),
             door: None,
             filters: 0,
-            callers: Callers::default(),
-            guests: Callers::default(),
+            callers: Callers::new(&tracing.tap),
+            guests: Callers::new(&tracing.tap),
             teller: None,
             mailbox: Mailbox { sender, bell },
             mail,
             rights,
             policy: setup.policy,
             waiters: Vec::new(),
+            tracing,
             borrowers: 0,
             settled: false,
             ending: false,
@@ -289,6 +301,7 @@ impl Env {
                 Source::Activate(n) => self.lend(n),
                 Source::Ended(n) => self.server_ended(n),
                 Source::Stderr(n) => self.rights[n].drain_stderr(),
+                Source::Tracer => self.untrace_gone(),
                 Source::HungUp(n, m) => {
                     // Indices shift: one at a time, the rest at the next turn.
                     let clients = &mut self.rights[n].clients;
@@ -334,6 +347,9 @@ impl Env {
         }
         if let Some(door) = &self.door {
             watch(Source::Door, door.as_fd(), Until::Readable);
+        }
+        for channel in self.tracing.channels() {
+            watch(Source::Tracer, channel.as_fd(), Until::Ended);
         }
         for (n, right) in self.rights.iter().enumerate() {
             if let Holder::Lent(borrower) = &right.holder {
@@ -390,10 +406,11 @@ impl Env {
 
     /// Sends the holder of right `n` all that comes with it.
     fn hand_over(&mut self, n: usize) {
+        self.tap_holder(n);
         let Holder::Lent(borrower) = &self.rights[n].holder else { return };
-        let (id, boot) = (borrower.id, borrower.boot.clone());
+        let (id, boot, pid) = (borrower.id, borrower.boot.clone(), borrower.pid);
         let granted = seqpacket::pair().and_then(|(ours, theirs)| {
-            control::serve_store(ours, &self.rights[n].interface, self.mailbox.clone())?;
+            control::serve_store(ours, &self.rights[n].interface, pid, self.mailbox.clone(), &self.tracing.tap)?;
             let mut grant = self.rights[n].grant(&self.name, theirs)?;
             if grant.spec.layers().len() > 1 {
                 // It starts the next one.
@@ -477,6 +494,7 @@ impl Env {
                 let _ = answer.send(result);
             }
             Ask::Swap { interface, spec, answer } => self.swap(&interface, spec, answer),
+            Ask::Trace { interfaces, answer } => _ = answer.send(self.trace(interfaces)),
             Ask::Wait(answer) => self.waiters.push(answer),
             Ask::End(answer) => {
                 self.ending = true;

@@ -89,6 +89,30 @@ hurdle_wire::interface! {
         5 idempotent fn wait() -> i32;
         /// Ends the environment: `signal` to its first program; 0: all of it, at once.
         6 fn kill(signal: i32) -> ();
+        /// Has calls and traps reported: of the servers of these interfaces and of the core's own (`core`, `door`, `store`,
+        /// `init`); empty: of all. Returns a channel on which the core calls `tracer`; it ends when that does.
+        7 fn trace(interfaces: Vec<String>) -> Fd;
+    }
+}
+
+/// Who reports to a tracer.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Source {
+    /// Whose server: an interface's name, or `core`.
+    pub server: String,
+    /// Its process, as the core sees it.
+    pub pid: i32,
+    /// Whether it is several servers, one on the other, of which each says for itself which one it is.
+    pub stack: bool,
+    /// What it reports: lines of `hurdle_wire::tap`. It ends when the server does.
+    pub pipe: Fd,
+}
+
+hurdle_wire::interface! {
+    /// Served by who traces an environment, called by its core.
+    pub mod tracer = 10 {
+        /// One more that reports.
+        1 oneway fn source(source: Source);
     }
 }
 

@@ -1,10 +1,12 @@
 //! What the core, and the proc server after it, ask of an environment's pid 1: its only hand inside.
 
+use std::fmt;
+
 use hurdle_wire::Fd;
 use serde::{Deserialize, Serialize};
 
 /// A program to run inside.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct Program {
     /// Its arguments; the first is looked up in `PATH` inside. Bytes, as execve(2) takes them.
     pub argv: Vec<Vec<u8>>,
@@ -21,6 +23,14 @@ pub struct Program {
     pub status: Fd,
     /// Its place among sessions and groups.
     pub group: Group,
+}
+
+/// As a line of trace: without its variables, which are long, and may be secret.
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
+        write!(f, "{:?} in {:?}, {:?}", self.argv.iter().map(text).collect::<Vec<_>>(), text(&self.cwd), self.group)
+    }
 }
 
 /// See `hurdle_sys::process::Group`.

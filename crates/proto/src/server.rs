@@ -98,6 +98,10 @@ hurdle_wire::interface! {
         2 oneway fn connect(client: ClientChannel);
         /// Return the right: finish what is in flight, put into the store what must outlive this process, then answer.
         3 fn give_back() -> ();
+        /// From now on report each call, and each trapped call, to this pipe too (`hurdle_wire::tap`), also before the right is lent.
+        4 oneway fn tap(number: u64, pipe: Fd);
+        /// No more to the pipe of this number.
+        5 oneway fn untap(number: u64);
     }
 }
 

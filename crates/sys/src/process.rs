@@ -106,6 +106,17 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
 }
 
+/// Makes room for so many bytes in a pipe (F_SETPIPE_SZ in fcntl(2)). EPERM: more than this user may have; EBUSY.
+pub fn set_pipe_size(pipe: impl AsFd, bytes: i32) -> io::Result<()> {
+    nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(bytes))?;
+    Ok(())
+}
+
+/// The name of an errno (errno(3)), as `ECONNREFUSED`.
+pub fn errno_name(errno: i32) -> String {
+    format!("{:?}", nix::errno::Errno::from_raw(errno))
+}
+
 /// A duplicate of an fd that the process inherited, close-on-exec (F_DUPFD_CLOEXEC). EBADF: no such fd is open.
 pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl checks the number; the new fd is owned by nobody else.

@@ -78,7 +78,8 @@ impl<T: Serialize + DeserializeOwned + Debug> Call<T> {
         show: fn(&A) -> String,
     ) -> Call<T> {
         let trace = new_trace();
-        let line = print::Line::start(print::Side::Client, interface, info, trace, || show(arguments));
+        let tap = (connection.0.tap.as_ref(), None);
+        let line = print::Line::start(print::Side::Client, interface, info, trace, tap, || show(arguments));
         let request = codec::encode(arguments).map_err(|unsendable| {
             let what = format_args!("the request {}.{}", interface.name, info.name);
             CallError::Refused(unsendable.refused(what))

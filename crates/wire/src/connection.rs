@@ -21,6 +21,7 @@ use crate::channel::{Channel, Inbox, Message};
 use crate::error::{CallError, Refused};
 use crate::frame::Header;
 use crate::slots::{Decode, Role, State, TICK, Turn, Waiter, left};
+use crate::tap::Tap;
 
 /// How long a call may take unless it says otherwise.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) channel: Channel,
     pub(crate) state: Mutex<State>,
     pub(crate) inbox: Mutex<Inbox>,
+    pub(crate) tap: Option<Tap>,
 }
 
 impl fmt::Debug for Connection {
@@ -46,6 +48,15 @@ impl fmt::Debug for Connection {
 impl Connection {
     /// A connection over the client's end of a channel.
     pub fn new(channel: Channel) -> Connection {
+        Connection::start(channel, None)
+    }
+
+    /// The same; calls are reported from this end, since the other one reports none.
+    pub fn tapped(channel: Channel, tap: Tap) -> Connection {
+        Connection::start(channel, Some(tap))
+    }
+
+    fn start(channel: Channel, tap: Option<Tap>) -> Connection {
         // Both settings may be left over from an earlier holder. If they can't be changed, receiving says why.
         let _ = hurdle_sys::process::set_nonblocking(channel.as_fd(), false);
         let _ = seqpacket::set_receive_timeout(channel.as_fd(), Some(TICK));
@@ -54,6 +65,7 @@ impl Connection {
             channel,
             state: Mutex::new(State::new()),
             inbox: Mutex::default(),
+            tap,
         }))
     }
 

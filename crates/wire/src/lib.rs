@@ -29,7 +29,7 @@
 //! - `codec`: arguments to bytes, the one module that names bincode; `fd`: open files as typed arguments;
 //! - [`mod@interface`] and [`interface!`]: an interface declared once; `print`: its calls as lines of trace;
 //! - `service` and `serve`: the server's side; `connection`, `slots`, `reader`, `call`: the client's;
-//! - `error`: refusal, misuse, death.
+//! - `error`: refusal, misuse, death; [`tap`]: calls reported to who traces them.
 //!
 //! Principles:
 //! - **A round trip is two system calls on each side.** There is no event loop on the way: a server blocks in recvmsg
@@ -58,6 +58,7 @@ mod runtime;
 mod serve;
 mod service;
 mod slots;
+pub mod tap;
 mod text;
 
 pub use call::{Call, Pending};

@@ -29,6 +29,7 @@ use crate::frame::{FDS_MAX, Header, Kind, PAYLOAD_MAX};
 use crate::runtime;
 use crate::service::{Answer, Answering, Context, Incoming, Peer, Router};
 use crate::slots::CALLS_MAX;
+use crate::tap::Tap;
 
 /// How a channel is served.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +42,8 @@ pub struct ServeOptions {
     pub stopper: Stopper,
     /// Return [`End::Idle`] when nothing came for so long and no call is in flight.
     pub idle: Option<Duration>,
+    /// Where calls are reported while somebody traces them.
+    pub tap: Tap,
 }
 
 /// Budgets of one channel. While one is spent, nothing more is received, so the client waits and no other client does.
@@ -206,7 +209,7 @@ impl Serving {
                 return Ok(End::Stopped);
             }
             let reason = match inbox.receive(&self.channel) {
-                Ok(arrival) => match self.request(arrival, options.peer) {
+                Ok(arrival) => match self.request(arrival, options.peer, &options.tap) {
                     Ok(()) => continue,
                     Err(reason) => reason,
                 },
@@ -239,7 +242,7 @@ impl Serving {
     }
 
     /// Deals with one frame. An error ends the channel.
-    fn request(self: &Arc<Self>, arrival: Arrival<'_>, peer: Peer) -> Result<(), String> {
+    fn request(self: &Arc<Self>, arrival: Arrival<'_>, peer: Peer, tap: &Tap) -> Result<(), String> {
         let (header, payload, fds) = arrival.into_parts();
         match header.kind {
             Kind::Call | Kind::OneWay => {}
@@ -255,7 +258,7 @@ impl Serving {
         }
         self.wait_for_room(bytes, fd_count);
         let context = Context::new(peer, &header);
-        let incoming = Incoming { header, payload: &payload, fds, context: context.clone() };
+        let incoming = Incoming { header, payload: &payload, fds, context: context.clone(), tap };
         let mut answering = self.router.dispatch(incoming);
         match answering.as_mut().poll(&mut std::task::Context::from_waker(Waker::noop())) {
             Poll::Ready(answer) if header.kind == Kind::Call => self.send(&header, answer),

@@ -19,6 +19,7 @@ use crate::channel::Message;
 use crate::error::{CallError, ErrorFrame, Refused};
 use crate::frame::{Flags, HEADER_LEN, Header, Kind};
 use crate::interface::{CallInfo, Description, Interface};
+use crate::tap::Tap;
 use crate::{codec, print};
 
 /// Who is at the other end, as the kernel said when the channel was lent. Never taken from a message.
@@ -85,6 +86,7 @@ pub struct Incoming<'a> {
     pub(crate) payload: &'a [u8],
     pub(crate) fds: Vec<OwnedFd>,
     pub(crate) context: Context,
+    pub(crate) tap: &'a Tap,
 }
 
 /// An answer ready to be sent.
@@ -125,10 +127,20 @@ impl Incoming<'_> {
         decoded.map_err(|error| format!("the arguments of {} can't be read: {error}", info.name))
     }
 
+    /// Answers what can't be understood.
+    fn misused(&self, interface: &str, call: &str, reason: String) -> Answering {
+        print::aside(self.tap, self.context.peer, interface, call, Some(&reason));
+        ready(Answer::misuse(reason))
+    }
+
     /// Answers that there is no such call.
     #[doc(hidden)]
     pub fn unknown(self, interface: &Interface) -> Answering {
-        ready(Answer::misuse(format!("interface {} has no call {}", interface.name, self.header.call)))
+        self.misused(
+            interface.name,
+            &self.header.call.to_string(),
+            format!("interface {} has no call {}", interface.name, self.header.call),
+        )
     }
 }
 
@@ -148,9 +160,11 @@ where
 {
     let arguments = match incoming.arguments::<A>(info) {
         Ok(arguments) => arguments,
-        Err(error) => return ready(Answer::misuse(error)),
+        Err(error) => return incoming.misused(interface.name, info.name, error),
     };
-    let trace = print::Line::start(print::Side::Server, interface, info, incoming.header.trace, || show(&arguments));
+    let tap = (Some(incoming.tap), Some(incoming.context.peer));
+    let trace =
+        print::Line::start(print::Side::Server, interface, info, incoming.header.trace, tap, || show(&arguments));
     let text = incoming.header.flags.has(Flags::TEXT);
     let future = handler(incoming.context, arguments);
     Box::pin(async move {
@@ -247,22 +261,30 @@ impl Router {
             return ready(Answer::error(&ErrorFrame::Failed(CallError::Refused(refused.clone()))));
         }
         if call == 0 {
+            if incoming.tap.on() {
+                let names: Vec<&str> = self.described(interface).map(|interface| interface.name).collect();
+                print::aside(incoming.tap, incoming.context.peer, &names.join(" "), "describe", None);
+            }
             return ready(self.describe(interface, incoming.header.flags.has(Flags::TEXT)));
         }
         match self.find(interface) {
             Some(service) => service.dispatch(incoming),
             None => {
                 let served: Vec<_> = self.interfaces().map(|interface| interface.name).collect();
-                ready(Answer::misuse(format!("interface {interface} is not served here, only {}", served.join(", "))))
+                let reason = format!("interface {interface} is not served here, only {}", served.join(", "));
+                incoming.misused(&interface.to_string(), &call.to_string(), reason)
             }
         }
     }
 
     /// Call 0: of interface 0, all interfaces; of another, that one.
     fn describe(&self, interface: u16, text: bool) -> Answer {
-        let of = |wanted: &Interface| interface == 0 || wanted.number == interface;
-        let list: Vec<Description> = self.interfaces().filter(|i| of(i)).map(|i| i.describe()).collect();
+        let list: Vec<Description> = self.described(interface).map(Interface::describe).collect();
         Answer::from_result(&Ok(list), text)
+    }
+
+    fn described(&self, number: u16) -> impl Iterator<Item = &'static Interface> {
+        self.interfaces().filter(move |interface| number == 0 || interface.number == number)
     }
 }
 

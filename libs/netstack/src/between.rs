@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,9 +20,11 @@ use hurdle_server::{Below, Borrowed};
 use hurdle_sys::process;
 use hurdle_sys::seccomp::{self, Height, Ledger, Listener, Slot};
 use hurdle_sys::target::{self, memory};
+use hurdle_wire::tap::Tap;
 use hurdle_wire::{CallError, Context, Refused};
 
 use crate::address::LONGEST;
+use crate::trace::{self, Seen};
 
 /// How long an answer that is being given may take when the right is asked back.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -63,20 +65,7 @@ impl Call {
 
     /// The system call's name: one of those in docs/compatibility.md.
     pub fn name(&self) -> &'static str {
-        match i64::from(self.raw.syscall) {
-            libc::SYS_socket => "socket",
-            libc::SYS_bind => "bind",
-            libc::SYS_listen => "listen",
-            libc::SYS_connect => "connect",
-            libc::SYS_accept => "accept",
-            libc::SYS_accept4 => "accept4",
-            libc::SYS_getsockname => "getsockname",
-            libc::SYS_getpeername => "getpeername",
-            libc::SYS_setsockopt => "setsockopt",
-            libc::SYS_getsockopt => "getsockopt",
-            libc::SYS_shutdown => "shutdown",
-            _ => "another call",
-        }
+        trace::name(self.raw.syscall)
     }
 
     /// Its arguments, as the program gave them.
@@ -108,18 +97,7 @@ fn read_address(raw: &seccomp::Call) -> Option<SocketAddr> {
     let length = usize::try_from(raw.args[2]).ok().filter(|length| *length <= LONGEST)?;
     let bytes = &mut bytes[..length];
     memory::read(raw.tid, raw.args[1], bytes).ok()?;
-    let port = u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]);
-    match i32::from(crate::address::family_of(bytes)?) {
-        libc::AF_INET => {
-            let octets: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
-            Some((Ipv4Addr::from(octets), port).into())
-        }
-        libc::AF_INET6 => {
-            let octets: [u8; 16] = bytes.get(8..24)?.try_into().ok()?;
-            Some((Ipv6Addr::from(octets), port).into())
-        }
-        _ => None,
-    }
+    trace::endpoint(bytes)
 }
 
 /// The way down for one call.
@@ -193,6 +171,7 @@ pub fn stand<B: Between>(borrowed: &mut Borrowed, between: B) -> Result<impl hur
         traps: AtomicU64::new(0),
         stop: AtomicBool::new(false),
         hand: Mutex::default(),
+        tap: borrowed.tap(),
     });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build()?;
     for (slot, call) in work.ledger.recover(&work.listener) {
@@ -224,6 +203,7 @@ struct Work<B> {
     stop: AtomicBool,
     /// Calls that are being answered.
     hand: Mutex<HashSet<u64>>,
+    tap: Tap,
 }
 
 impl<B: Between> Work<B> {
@@ -270,8 +250,12 @@ impl<B: Between> Work<B> {
         if !hand().insert(raw.id) {
             return Outcome::Waits;
         }
+        let seen = Seen::new(&self.tap, &raw, &self.listener);
         let outcome = self.clone().answer_once(slot, raw).await;
         hand().remove(&raw.id);
+        if let Some(seen) = seen {
+            seen.end(&self.tap, outcome);
+        }
         outcome
     }
 

@@ -4,9 +4,10 @@
 //! - [`mark`]: the options that a socket remembers, in the 64 bits which the kernel keeps for it;
 //! - [`ports`]: which ports are bound, and who conflicts with whom;
 //! - [`table`]: rows of a syscall table, from which filter, dispatcher and documentation derive;
+//! - [`trace`]: trapped calls as text, for who traces;
 //! - [`between`]: a whole net server of one's own, alone or between others.
 //!
-//! Nothing here but `between` does a system call.
+//! Nothing here but the last two does a system call.
 
 pub mod address;
 pub mod between;
@@ -14,3 +15,4 @@ pub mod mark;
 pub mod name;
 pub mod ports;
 pub mod table;
+pub mod trace;

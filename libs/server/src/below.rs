@@ -14,12 +14,15 @@ use hurdle_proto::spec::{Layer, Spec};
 use hurdle_sys::process::numbers::{EINVAL, SIGKILL};
 use hurdle_sys::process::{self, Launch, State};
 use hurdle_sys::seqpacket;
+use hurdle_wire::tap::Tap;
 use hurdle_wire::{CallError, Channel, Context, Fd, Refused, ServeOptions, announce_death, serve};
 
 use crate::Borrowed;
 
 /// How long the server below has to borrow the right, and to return it.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one that does not read may hold up this one.
+const ROOM: Duration = Duration::from_millis(100);
 /// A server that ends before it has served for so long has died young.
 const YOUNG: Duration = Duration::from_millis(20);
 /// So many in a row that died young: then this process ends too, still young, and the core decides about the next start.
@@ -45,6 +48,26 @@ struct Shared {
     /// How the server that lives is told, and its pidfd.
     lives: Mutex<Option<(Arc<server::Client>, OwnedFd)>>,
     stopping: AtomicBool,
+    tap: Tap,
+}
+
+/// Has the server below report to those who trace, too.
+#[derive(Clone)]
+pub(crate) struct Lower(Arc<Shared>);
+
+impl Lower {
+    pub(crate) fn tap(&self, number: u64, pipe: Fd) {
+        // One that comes after it gets the pipes with its start.
+        if let Some((boot, _)) = &*lock(&self.0.lives) {
+            let _ = boot.tap(number, pipe).deadline(ROOM).wait();
+        }
+    }
+
+    pub(crate) fn untap(&self, number: u64) {
+        if let Some((boot, _)) = &*lock(&self.0.lives) {
+            let _ = boot.untap(number).deadline(ROOM).wait();
+        }
+    }
 }
 
 /// Keeps what the server below stores, and has the core keep it too.
@@ -96,7 +119,9 @@ impl Below {
             keeper: Arc::new(Keeper { stock: Mutex::new(stock), core: borrowed.store() }),
             lives: Mutex::new(None),
             stopping: AtomicBool::new(false),
+            tap: borrowed.tap(),
         });
+        borrowed.below.push(Lower(shared.clone()));
         let watched = shared.clone();
         // The server dies with the thread that starts it, which is this one.
         let watcher = std::thread::Builder::new().name("below".into()).spawn(move || watched.watch())?;
@@ -154,7 +179,13 @@ impl Shared {
         let pidfd = process::pidfd(pid).map_err(|e| e.to_string());
         let lent = pidfd.and_then(|pidfd| {
             let boot = Arc::new(boot);
-            *lock(&self.lives) = Some((boot.clone(), pidfd));
+            let mut lives = lock(&self.lives);
+            // Under the lock: who changes the pipes tells it either before or after this.
+            for (number, pipe) in self.tap.pipes().unwrap_or_default() {
+                let _ = boot.tap(number, pipe).deadline(ROOM).wait();
+            }
+            *lives = Some((boot.clone(), pidfd));
+            drop(lives);
             let grant = self.grant().map_err(|e| format!("the right can't be lent: {e}"))?;
             match boot.borrow(grant).deadline(PATIENCE).wait() {
                 // How it ended says more.
@@ -190,8 +221,9 @@ impl Shared {
     fn grant(&self) -> io::Result<Grant> {
         let (keeper, core) = seqpacket::pair()?;
         let stocked = self.keeper.clone();
+        let options = ServeOptions { tap: self.tap.clone(), ..ServeOptions::default() };
         std::thread::Builder::new().spawn(move || {
-            let _ = serve(&Channel::from(keeper), &store::service(stocked).into(), &ServeOptions::default());
+            let _ = serve(&Channel::from(keeper), &store::service(stocked).into(), &options);
         })?;
         let mut attachments = self.attachments.clone();
         if self.spec.layers().len() > 1 {

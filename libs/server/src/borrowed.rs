@@ -5,9 +5,11 @@ use std::os::fd::OwnedFd;
 use hurdle_proto::server::{ClientChannel, Grant, Stored, store};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::numbers::EINVAL;
+use hurdle_wire::tap::Tap;
 use hurdle_wire::{Channel, Fd, Refused};
 
 use crate::Target;
+use crate::below::Lower;
 
 /// What the core lent: given to the function that starts a server.
 pub struct Borrowed {
@@ -23,10 +25,14 @@ pub struct Borrowed {
     pub(crate) clients: Vec<ClientChannel>,
     pub(crate) returning: Vec<Box<dyn FnOnce() + Send>>,
     pub(crate) stays: bool,
+    pub(crate) below: Vec<Lower>,
+    tap: Tap,
 }
 
 impl Borrowed {
-    pub(crate) fn new(grant: Grant) -> Result<Borrowed, Refused> {
+    pub(crate) fn new(grant: Grant, tap: Tap) -> Result<Borrowed, Refused> {
+        let kind = &grant.spec.split().0.kind;
+        tap.call_it(kind.rsplit_once('/').map_or(kind, |(_, file)| file));
         let core = Channel::from(grant.core.into_owned()?);
         Ok(Borrowed {
             interface: grant.interface,
@@ -38,6 +44,8 @@ impl Borrowed {
             clients: grant.channels,
             returning: Vec::new(),
             stays: false,
+            below: Vec::new(),
+            tap,
         })
     }
 
@@ -62,6 +70,11 @@ impl Borrowed {
     pub fn stored(&mut self, key: &str) -> Option<Stored> {
         let at = self.stored.iter().position(|entry| entry.key == key)?;
         Some(self.stored.swap_remove(at))
+    }
+
+    /// Where to report what else than messages is served, while somebody traces.
+    pub fn tap(&self) -> Tap {
+        self.tap.clone()
     }
 
     /// Where to put what must outlive this process.

@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use hurdle_proto::server::{BOOTSTRAP, ClientChannel, Grant, server};
 use hurdle_sys::process;
-use hurdle_wire::{Channel, Context, End, Peer, Refused, Router, ServeOptions, Stopper, serve};
+use hurdle_wire::tap::Tap;
+use hurdle_wire::{Channel, Context, End, Fd, Peer, Refused, Router, ServeOptions, Stopper, serve};
 
 use crate::Borrowed;
+use crate::below::Lower;
 
 /// How long nobody must have called before a server leaves. `HURDLE_IDLE_MS` overrides it.
 const IDLE: Duration = Duration::from_secs(600);
@@ -34,10 +36,18 @@ pub fn run<S: Into<Router>>(start: impl FnOnce(&mut Borrowed) -> Result<S, Refus
     };
     let idle = std::env::var("HURDLE_IDLE_MS").ok().and_then(|ms| ms.parse().ok()).map_or(IDLE, Duration::from_millis);
     let begin: Start = Box::new(|borrowed| start(borrowed).map(Into::into));
-    let holder =
-        Arc::new(Holder { idle, stopper: Stopper::new(), state: Mutex::new(State::Waiting(begin, Vec::new())) });
+    let tap = Tap::default();
+    let holder = Arc::new(Holder {
+        idle,
+        stopper: Stopper::new(),
+        tap: tap.clone(),
+        state: Mutex::new(State::Waiting(begin, Vec::new())),
+    });
     let router = Router::from(server::service(holder.clone()));
-    let mut options = ServeOptions { idle: Some(process::SETTLED.min(idle)), ..ServeOptions::default() };
+    // Who made the channel: the core, or the server above.
+    let (pid, uid) = hurdle_sys::abstract_socket::peer(&bootstrap).unwrap_or((0, 0));
+    let peer = Peer { pid: pid.cast_unsigned(), uid, ..Peer::default() };
+    let mut options = ServeOptions { peer, tap, idle: Some(process::SETTLED.min(idle)), ..ServeOptions::default() };
     loop {
         match serve(&bootstrap, &router, &options) {
             Ok(End::Idle) if options.idle < Some(idle) => {
@@ -60,6 +70,7 @@ type Start = Box<dyn FnOnce(&mut Borrowed) -> Result<Router, Refused> + Send>;
 struct Holder {
     idle: Duration,
     stopper: Stopper,
+    tap: Tap,
     state: Mutex<State>,
 }
 
@@ -75,6 +86,8 @@ struct Serving {
     clients: Vec<Client>,
     returning: Vec<Box<dyn FnOnce() + Send>>,
     stays: bool,
+    /// The servers below, which report too.
+    below: Vec<Lower>,
 }
 
 /// The thread of one client.
@@ -86,6 +99,13 @@ struct Client {
 impl Holder {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn below(&self) -> Vec<Lower> {
+        match &*self.state() {
+            State::Serving(serving) => serving.below.clone(),
+            State::Waiting(..) | State::Returned => Vec::new(),
+        }
     }
 
     /// Whether nobody has called for long. One who calls just now is answered before the process ends (see `finish`).
@@ -111,8 +131,8 @@ impl Holder {
     fn add(&self, serving: &mut Serving, client: ClientChannel) -> Result<(), Refused> {
         let channel = Channel::from(client.channel.into_owned()?);
         let peer = Peer { pid: u32::try_from(client.peer.pid).unwrap_or(0), uid: client.peer.uid, ..Peer::default() };
-        let options =
-            ServeOptions { peer, stopper: self.stopper.clone(), idle: Some(self.idle), ..ServeOptions::default() };
+        let (stopper, idle, tap) = (self.stopper.clone(), Some(self.idle), self.tap.clone());
+        let options = ServeOptions { peer, stopper, idle, tap, ..ServeOptions::default() };
         let (router, quiet) = (serving.router.clone(), Arc::new(AtomicBool::new(false)));
         let mark = quiet.clone();
         let thread = std::thread::Builder::new().spawn(move || {
@@ -136,9 +156,10 @@ impl server::Server for Holder {
                 return Err(Refused::new(crate::EBUSY, "this server has borrowed a right already"));
             }
         };
-        let mut borrowed = Borrowed::new(grant)?;
+        let mut borrowed = Borrowed::new(grant, self.tap.clone())?;
         let router = start(&mut borrowed)?;
-        let mut serving = Serving { router, clients: Vec::new(), returning: borrowed.returning, stays: borrowed.stays };
+        let Borrowed { returning, stays, below, .. } = borrowed;
+        let mut serving = Serving { router, clients: Vec::new(), returning, stays, below };
         for client in borrowed.clients.into_iter().chain(early) {
             self.add(&mut serving, client)?;
         }
@@ -156,6 +177,18 @@ impl server::Server for Holder {
             // The core keeps the channel for the successor.
             State::Returned => Ok(()),
         }
+    }
+
+    async fn tap(&self, _: &Context, number: u64, pipe: Fd) -> Result<(), Refused> {
+        self.tap.add(number, pipe.clone().into_owned()?)?;
+        self.below().iter().for_each(|lower| lower.tap(number, pipe.clone()));
+        Ok(())
+    }
+
+    async fn untap(&self, _: &Context, number: u64) -> Result<(), Refused> {
+        self.tap.remove(number);
+        self.below().iter().for_each(|lower| lower.untap(number));
+        Ok(())
     }
 
     async fn give_back(&self, _: &Context) -> Result<(), Refused> {

@@ -12,6 +12,7 @@ use hurdle_net::local::{Calls, Server};
 use hurdle_sys::ns::{self, Extent, Ids, Namespaces};
 use hurdle_sys::seccomp::{Filter, Ledger, ListenerFlags};
 use hurdle_sys::target::{Network, Tasks};
+use hurdle_wire::tap::Tap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -47,7 +48,7 @@ fn outside(arguments: &[std::ffi::OsString]) -> io::Result<ExitCode> {
         return crash(child, trap);
     }
     let network = Network::of(child.id())?.into();
-    let server = Server::start(Kind::Local, Calls::Own(trap), Ledger::create()?, network, None)?;
+    let server = Server::start(Kind::Local, Calls::Own(trap), Ledger::create()?, network, None, Tap::default())?;
     ours.write_all(&[1])?;
     let status = child.wait()?;
     if std::env::var_os("LOCAL_RUN_COUNT").is_some() {
@@ -76,7 +77,8 @@ fn crash(mut child: std::process::Child, trap: OwnedFd) -> io::Result<ExitCode> 
                 };
                 let network = Network::of(child.id())?.into();
                 let (trap, ledger) = (trap.try_clone()?, ledger.try_clone()?);
-                let mut server = Server::start(Kind::Local, Calls::Own(trap), ledger, network, inherited)?;
+                let mut server =
+                    Server::start(Kind::Local, Calls::Own(trap), ledger, network, inherited, Tap::default())?;
                 let (user, network) = server.namespaces()?;
                 tell.write_all(&user.as_raw_fd().to_ne_bytes())?;
                 tell.write_all(&network.as_raw_fd().to_ne_bytes())?;

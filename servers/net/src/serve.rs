@@ -44,7 +44,7 @@ fn network(kind: Kind, borrowed: &mut Borrowed) -> Result<impl hurdle_wire::Serv
         _ => None,
     });
     let known = namespaces.is_some();
-    let server = Server::start(kind, calls, ledger, network, namespaces)?;
+    let server = Server::start(kind, calls, ledger, network, namespaces, borrowed.tap())?;
     let passer = server.passer();
     if !known {
         let (user, net) = server.namespaces()?;

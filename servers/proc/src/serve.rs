@@ -5,12 +5,14 @@ use std::process::ExitCode;
 use hurdle_proto::init::{Program, init};
 use hurdle_proto::process::{ProcessInfo, proc};
 use hurdle_server::{Borrowed, Process, Target};
-use hurdle_wire::{Channel, Context, Refused};
+use hurdle_wire::{Channel, Connection, Context, Refused};
 
 /// Serves until the right is given back.
 pub fn serve() -> ExitCode {
     hurdle_server::run(|borrowed: &mut Borrowed| {
-        let init = init::Client::from(Channel::from(borrowed.attachment("init")?));
+        // Pid 1 reports nothing itself.
+        let init = Connection::tapped(Channel::from(borrowed.attachment("init")?), borrowed.tap());
+        let init = init::Client::new(&init);
         Ok(proc::service(Processes { target: borrowed.target()?, init }))
     })
 }

@@ -83,6 +83,8 @@ pub(crate) enum Command {
         #[arg(allow_negative_numbers = true)]
         arguments: Vec<String>,
     },
+    /// Print every message and every trapped call, decoded, until the environment ends or you do.
+    Trace(Trace),
     /// Show what an environment with copy-on-write files changed.
     Diff(Diff),
     /// Carry what an environment changed to the host's files.
@@ -188,6 +190,22 @@ pub(crate) struct Run {
     /// The program and its arguments.
     #[arg(trailing_var_arg = true, value_hint = ValueHint::CommandWithArguments)]
     pub(crate) command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Trace {
+    /// An environment that runs, or a file that `--record` wrote (with a `/` in it, if an environment has the same name).
+    #[arg(value_name = "ENV|FILE", add = ArgValueCompleter::new(complete::environments), value_hint = ValueHint::FilePath)]
+    pub(crate) what: PathBuf,
+    /// Calls of this interface alone (`net` has the trapped calls too); may be given several times.
+    #[arg(long, value_name = "INTERFACE")]
+    pub(crate) iface: Vec<String>,
+    /// What this process calls alone: its number as `hurdle ps` shows it, or outside.
+    #[arg(long, value_name = "N")]
+    pub(crate) pid: Option<u32>,
+    /// Write it to this file too: lines of JSON, which `hurdle trace FILE` prints again.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) record: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

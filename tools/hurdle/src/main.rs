@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use cli::{Cli, Command};
-use commands::{commit, diff, enter, layers, look, rpc, run};
+use commands::{commit, diff, enter, layers, look, rpc, run, trace};
 use failure::{Failure, OWN};
 
 fn main() -> ExitCode {
@@ -51,6 +51,7 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
             look::swap(&env, interface, spec.from_directory(&std::env::current_dir()?), json)
         }
         Command::Rpc { env, call, arguments } => rpc::rpc(&env, call.as_deref(), &arguments, json),
+        Command::Trace(options) => trace::trace(&options, json),
         Command::Commit(options) => commit::commit(&options, json),
         Command::Diff(options) => diff::diff(&options, json),
         Command::Discard { names } => layers::discard(&names),

@@ -126,7 +126,7 @@ impl State {
     pub(super) fn serve_accepts(&mut self, trap: &Trap<'_>, name: Name, shared: &Shared) {
         while let Some(one) = self.accepting.get_mut(&name).and_then(std::collections::VecDeque::pop_front) {
             if !shared.listener.is_valid(one.call.id) {
-                shared.ledger.release(one.slot);
+                one.cancelled(shared);
                 continue;
             }
             let again = Trap { call: &one.call, listener: trap.listener, alarm: trap.alarm, recovered: true };
@@ -139,7 +139,7 @@ impl State {
                 }
                 other => {
                     let cancelled = matches!(other, Err(Errno(libc::EINTR)));
-                    conclude(shared, self, &one.call, other);
+                    conclude(shared, self, &one.call, one.seen, other);
                     shared.ledger.release(one.slot);
                     if !cancelled && !self.returned.contains_key(&name) {
                         break;
@@ -155,7 +155,7 @@ impl State {
     /// Ends all accepts that wait on a listener.
     pub(super) fn end_accepts(&mut self, name: Name, shared: &Shared, errno: Errno) {
         for one in self.accepting.remove(&name).unwrap_or_default() {
-            conclude(shared, self, &one.call, Err(errno));
+            conclude(shared, self, &one.call, one.seen, Err(errno));
             shared.ledger.release(one.slot);
         }
     }

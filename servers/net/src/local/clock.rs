@@ -106,7 +106,7 @@ fn end_late_accepts(shared: &Shared, state: &mut State, now: Instant) {
             state.accepting.insert(name, rest);
         }
         for one in ended {
-            conclude(shared, state, &one.call, Err(Errno(libc::EAGAIN)));
+            conclude(shared, state, &one.call, one.seen, Err(Errno(libc::EAGAIN)));
             shared.ledger.release(one.slot);
         }
     }

@@ -190,7 +190,7 @@ impl State {
             let Some(mut waiting) = self.connecting.remove(&name) else { continue };
             while let Some(one) = waiting.pop_front() {
                 if !shared.listener.is_valid(one.call.id) {
-                    shared.ledger.release(one.slot);
+                    one.cancelled(shared);
                     continue;
                 }
                 let again = Trap { call: &one.call, listener: trap.listener, alarm: trap.alarm, recovered: true };
@@ -202,7 +202,7 @@ impl State {
                         break;
                     }
                     Ok(Answer::WaitConnect { .. }) => {
-                        conclude(shared, self, &one.call, Err(Errno(libc::EINPROGRESS)));
+                        conclude(shared, self, &one.call, one.seen, Err(Errno(libc::EINPROGRESS)));
                         shared.ledger.release(one.slot);
                     }
                     other => {
@@ -210,7 +210,7 @@ impl State {
                             Ok(Answer::Connected { to, .. }) => Some(to),
                             _ => None,
                         };
-                        conclude(shared, self, &one.call, other);
+                        conclude(shared, self, &one.call, one.seen, other);
                         shared.ledger.release(one.slot);
                         if let Some(to) = connected {
                             self.serve_accepts(trap, to, shared);

@@ -31,6 +31,7 @@ mod worker;
 use crate::Kind;
 use hurdle_proto::net::{Outcome, Trapped};
 use hurdle_sys::seccomp::{Height, Ledger, Listener, interrupt, interrupt_process, interruptible};
+use hurdle_wire::tap::Tap;
 use state::State;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -54,6 +55,7 @@ struct Shared {
     apart: Arc<AtomicI32>,
     traps: AtomicU64,
     connections: AtomicU64,
+    tap: Tap,
 }
 
 impl Shared {
@@ -109,7 +111,7 @@ impl Server {
     /// carried on. `ledger` is what [`Ledger::create`] made, or what an earlier server used:
     /// the calls in it are answered first. `network` is the environment's network namespace: who is in another one is not
     /// served. `namespaces` (user, network) are those of the earlier server's sockets. To be called
-    /// while the process has one thread, by a process that may trace the environment's.
+    /// while the process has one thread, by a process that may trace the environment's. Calls are reported to `tap`.
     ///
     /// # Errors
     /// EPERM or ENOSPC where no private network namespace can be made; EMFILE, ENOMEM.
@@ -119,6 +121,7 @@ impl Server {
         ledger: OwnedFd,
         network: OwnedFd,
         namespaces: Option<(OwnedFd, OwnedFd)>,
+        tap: Tap,
     ) -> io::Result<Server> {
         hurdle_sys::target::raise_fd_limit()?;
         interruptible()?;
@@ -146,6 +149,7 @@ impl Server {
             apart: Arc::default(),
             traps: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            tap,
         });
         let worker = worker::spawn(Arc::clone(&shared), source, turn, calm)?;
         Ok(Server { shared, worker: Some(worker), passer })

@@ -1,10 +1,13 @@
 //! What the server knows between two calls, and how it looks at a caller.
 
+use super::Shared;
 use super::pool::Pool;
 use hurdle_netstack::address::{Endpoint, Family, Host};
 use hurdle_netstack::mark::{ACCEPTED, Mark};
 use hurdle_netstack::name::{Bound, Meaning, Name};
 use hurdle_netstack::ports::Ports;
+use hurdle_netstack::trace::Seen;
+use hurdle_proto::net::Outcome;
 use hurdle_sys::seccomp::{Call, Listener, Slot};
 use hurdle_sys::target::socket::{self, Alarm};
 use hurdle_sys::target::{Network, Tasks, memory};
@@ -88,6 +91,18 @@ pub(super) struct Waiting {
     pub(super) slot: Slot,
     pub(super) call: Call,
     pub(super) until: Option<Instant>,
+    /// If it was traced when it came.
+    pub(super) seen: Option<Box<Seen>>,
+}
+
+impl Waiting {
+    /// Nobody waits any more.
+    pub(super) fn cancelled(self, shared: &Shared) {
+        if let Some(seen) = self.seen {
+            seen.end(&shared.tap, Outcome::Gone);
+        }
+        shared.ledger.release(self.slot);
+    }
 }
 
 /// An option that the mark has no room for.

@@ -5,6 +5,7 @@ use super::host;
 use super::state::{Answer, Errno, State, Trap, Waiting};
 use crate::table::{Handler, rows};
 use hurdle_netstack::table::handler;
+use hurdle_netstack::trace::Seen;
 use hurdle_proto::net::{Outcome, Trapped};
 use hurdle_server::Awake;
 use hurdle_sys::process::{Rest, run_apart};
@@ -190,6 +191,7 @@ impl Worker<'_> {
     ) -> (Outcome, Option<Slot>) {
         let (shared, dispatch) = (self.shared, &self.dispatch);
         shared.traps.fetch_add(1, Ordering::Relaxed);
+        let seen = Seen::new(&shared.tap, call, &shared.listener);
         let recovered = state.comes_again(call) || recovered;
         let trap = Trap { call, listener: &shared.listener, alarm, recovered };
         let handled = match dispatch.handler(call.syscall) {
@@ -219,7 +221,7 @@ impl Worker<'_> {
                     Ok(Answer::Connected { to, .. }) => Some(to),
                     _ => None,
                 };
-                let outcome = conclude(shared, &mut state, call, other);
+                let outcome = conclude(shared, &mut state, call, seen, other);
                 // The connecting end goes on first, as natively.
                 if let Some(to) = connected.filter(|to| state.accepting.contains_key(to)) {
                     state.serve_accepts(&trap, to, shared);
@@ -231,8 +233,11 @@ impl Worker<'_> {
                 return (outcome, Some(slot));
             }
         };
+        if let Some(seen) = &seen {
+            seen.waits(&shared.tap);
+        }
         let table = if accepts { &mut state.accepting } else { &mut state.connecting };
-        table.entry(on).or_default().push_back(Waiting { slot, call: *call, until });
+        table.entry(on).or_default().push_back(Waiting { slot, call: *call, until, seen });
         // A full backlog may drain by accepts that go natively; nobody tells, so the clock looks again.
         shared.clock.wake_by(shared, if accepts { until } else { Some(Instant::now()) });
         (Outcome::Waits, None)
@@ -245,8 +250,27 @@ fn is_over(shared: &Shared) -> bool {
     events.is_ok_and(|events| events & libc::POLLHUP != 0)
 }
 
-/// Answers a call. What a cancelled caller does not get is taken back.
-pub(super) fn conclude(shared: &Shared, state: &mut State, call: &Call, handled: Result<Answer, Errno>) -> Outcome {
+/// Answers a call, and reports it while somebody traces. What a cancelled caller does not get is taken back.
+pub(super) fn conclude(
+    shared: &Shared,
+    state: &mut State,
+    call: &Call,
+    seen: Option<Box<Seen>>,
+    handled: Result<Answer, Errno>,
+) -> Outcome {
+    if !shared.tap.on() {
+        return answer(shared, state, call, handled);
+    }
+    let mut seen = seen.unwrap_or_else(|| Seen::late(call, &shared.listener));
+    if handled.is_ok() {
+        seen.written(&shared.listener);
+    }
+    let outcome = answer(shared, state, call, handled);
+    seen.end(&shared.tap, outcome);
+    outcome
+}
+
+fn answer(shared: &Shared, state: &mut State, call: &Call, handled: Result<Answer, Errno>) -> Outcome {
     let listener = &shared.listener;
     let errno = match handled {
         Ok(Answer::Value(value)) => {

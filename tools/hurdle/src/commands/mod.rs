@@ -11,3 +11,4 @@ pub(crate) mod layers;
 pub(crate) mod look;
 pub(crate) mod rpc;
 pub(crate) mod run;
+pub(crate) mod trace;
