@@ -163,7 +163,7 @@ fn a_program_that_does_not_run_gets_the_codes_of_a_shell() {
     // What a directory that may not be searched holds is not there.
     let closed = at("closed");
     std::fs::create_dir(&closed).expect("own directory");
-    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0)).expect("own directory");
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).expect("own directory");
     finish(hurdle.run(&[], "tool").env("PATH", &closed), LIMIT).exits(127).says("no such program");
     finish(hurdle.run(&[], "tool").env("PATH", format!("{closed}:{second}")), LIMIT).success();
     hurdle.assert_nothing_left();
