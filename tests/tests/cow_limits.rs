@@ -76,10 +76,20 @@ fn a_layer_with_a_quota_outlives_a_kill() {
         cow.hurdle.start(command.args(["-ec", "cat kept; echo two > kept; echo ready; exec sleep 1000"]), "log");
     until("it has written", || running.log().contains("one\nready").then_some(()));
     assert!(cow.hurdle(&["diff", &name]).contains("kept"));
+    // While it lives its layer is in memory; that can be committed like one on disk.
+    cow.hurdle(&["commit", "--running", &name]);
+    assert_eq!(std::fs::read_to_string(cow.path("kept")).expect("it is there"), "two\n");
     running.signal(Signal::SIGKILL);
     running.join();
     until("the layer is free", || (cow.sh(&options, "cat kept").stdout == "one\n").then_some(()));
     cow.hurdle(&["discard", &name]);
+    // One of which nothing comes is kept as well.
+    for auth in ["same", "root"] {
+        cow.sh(&["--fs", &spec, "--auth", auth], "true").success();
+        assert_eq!(cow.hurdle(&["diff", &name]), "");
+        cow.hurdle(&["discard", &name]);
+    }
+    cow.sh(&["--fs", "cow:on,base=other,size=16M"], "true").exits(125).says("size");
     // Carried over at the end.
     cow.sh(&["--fs", "cow,size=16M", "--on-exit", "commit"], "echo carried > carried").success();
     assert_eq!(std::fs::read_to_string(cow.path("carried")).expect("it is there"), "carried\n");

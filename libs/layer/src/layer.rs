@@ -113,6 +113,8 @@ impl Layer {
 
     /// The layer whose directory is `dir`; `path` is for messages, and where its base is looked for.
     pub fn open_at(dir: OwnedFd, path: &Path) -> Result<Layer> {
+        // That of a layer in memory is known by its path alone (O_PATH), which nothing can be synced by.
+        let dir = crate::at::open_below(&dir, b"", OFlags::RDONLY).at(|| path.display().to_string())?;
         let text = match read_file(dir.as_fd(), META) {
             Ok(text) => text,
             Err(Errno::NOENT) => return Err(Error::damaged(path, "it is no layer: there is no layer.json in it")),

@@ -104,9 +104,12 @@ pub(crate) fn usage(dir: BorrowedFd<'_>, sum: &mut Usage) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Whether something in the tree below the open `dir` belongs to another than `me`; if `read`, also whether something is closed
-/// to him.
+/// Whether the open `dir`, or something in the tree below it, belongs to another than `me`; if `read`, also whether something is
+/// closed to him.
 pub(crate) fn foreign(dir: BorrowedFd<'_>, me: u32, read: bool) -> Result<bool, Errno> {
+    if rustix::fs::fstat(dir)?.st_uid != me {
+        return Ok(true);
+    }
     for (name, _) in names(dir)? {
         let stat = match rustix::fs::statat(dir, &*name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => continue,
