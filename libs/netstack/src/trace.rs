@@ -75,7 +75,7 @@ impl Seen {
     }
 
     /// Reports what became of it.
-    pub fn end(self: Box<Self>, tap: &Tap, outcome: Outcome) {
+    pub fn end(&self, tap: &Tap, outcome: Outcome) {
         let (result, failed) = match outcome {
             Outcome::Returned(value) => (value.to_string(), false),
             Outcome::Failed(errno) => (errno_name(errno), true),
@@ -295,7 +295,9 @@ mod tests {
     use super::*;
 
     fn call(syscall: i64, args: [u64; 6]) -> Call {
-        Call { syscall: syscall as i32, args, tid: std::process::id(), ..Call::default() }
+        let mut call = Call::default();
+        (call.syscall, call.args, call.tid) = (syscall as i32, args, std::process::id());
+        call
     }
 
     fn text(syscall: i64, args: [u64; 6]) -> String {
