@@ -16,7 +16,8 @@ fn server(hurdle: &Hurdle, name: &str, interface: &str) -> Option<i32> {
 #[test]
 fn a_net_server_dies_under_load_and_no_client_notices() {
     let hurdle = Hurdle::new();
-    let Some(load) = Load::start(&hurdle, "a_net_server_dies_under_load_and_no_client_notices", &["--net", "local"]) else {
+    let Some(load) = Load::start(&hurdle, "a_net_server_dies_under_load_and_no_client_notices", &["--net", "local"])
+    else {
         return;
     };
     let mut absent = Vec::new();

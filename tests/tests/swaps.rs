@@ -28,7 +28,7 @@ struct Listening<'a> {
 
 impl<'a> Listening<'a> {
     /// `None`: there is no Python here.
-    fn start(hurdle: &'a Hurdle, test: &str, net: &str) -> Option<Listening<'a>> {
+    fn start(hurdle: &'a Hurdle, test: &str, net: &str, waits: &str) -> Option<Listening<'a>> {
         if let Some(missing) = skip::missing(&["python3"]) {
             skip::skip(test, &format!("{missing} is not installed"));
             return None;
@@ -36,7 +36,7 @@ impl<'a> Listening<'a> {
         let name = hurdle.name(&format!("listening-{net}"));
         let ports = hurdle.logs().join(format!("ports-{net}"));
         let file = ports.to_str().expect("a plain path");
-        hurdle.detach(&name, &["--swappable", "--net", net], &[PYTHON, "-c", LISTENERS, file]);
+        hurdle.detach(&name, &["--swappable", "--net", net], &[PYTHON, "-c", LISTENERS, file, waits]);
         until("it listens", || ports.exists().then_some(()));
         Some(Listening { hurdle, name, ports })
     }
@@ -59,7 +59,8 @@ impl<'a> Listening<'a> {
 fn every_listener_is_reached_in_every_network() {
     let hurdle = Hurdle::new();
     for made in ["local", "none", "share"] {
-        let Some(listening) = Listening::start(&hurdle, "every_listener_is_reached_in_every_network", made) else {
+        let Some(listening) = Listening::start(&hurdle, "every_listener_is_reached_in_every_network", made, "accept")
+        else {
             return;
         };
         for net in [made, "none", "local", "share", "local", "none", "share", made] {
@@ -78,7 +79,7 @@ fn a_registration_in_epoll_outlives_the_fd_that_is_replaced() {
     let hurdle = Hurdle::new();
     let test = "a_registration_in_epoll_outlives_the_fd_that_is_replaced";
     for (made, others) in [("local", ["local", "none", "share"]), ("none", ["none", "local", "share"])] {
-        let Some(listening) = Listening::start(&hurdle, test, made) else { return };
+        let Some(listening) = Listening::start(&hurdle, test, made, "accept") else { return };
         for net in others {
             if net != made {
                 swap(&hurdle, &listening.name, net);
@@ -113,7 +114,7 @@ fn a_socket_made_before_a_swap_comes_into_the_network_after_it() {
     let hurdle = Hurdle::new();
     let test = "a_socket_made_before_a_swap_comes_into_the_network_after_it";
     for made in ["local", "none", "share"] {
-        let Some(listening) = Listening::start(&hurdle, test, made) else { return };
+        let Some(listening) = Listening::start(&hurdle, test, made, "accept") else { return };
         for (first, then, tcp) in [("local", "none", "True"), ("none", "local", "False"), ("share", "none", "True")] {
             assert_eq!(before(&listening, first, then), tcp, "{first} then {then}, listeners of {made}");
         }
@@ -127,7 +128,7 @@ fn a_socket_made_before_a_swap_comes_into_the_network_after_it() {
 fn a_network_of_the_users_own_comes_between() {
     let hurdle = Hurdle::new();
     let test = "a_network_of_the_users_own_comes_between";
-    let Some(listening) = Listening::start(&hurdle, test, "local") else { return };
+    let Some(listening) = Listening::start(&hurdle, test, "local", "poll") else { return };
     let (count, refuse) = (example("count").display().to_string(), example("refuse").display().to_string());
     for net in ["none", &format!("{count}+local"), &format!("{count}+none"), &format!("{count}+share"), "local"] {
         swap(&hurdle, &listening.name, net);
@@ -149,7 +150,7 @@ fn a_network_of_the_users_own_comes_between() {
 fn what_is_the_hosts_is_not_reached_after_a_swap_away() {
     let hurdle = Hurdle::new();
     let test = "what_is_the_hosts_is_not_reached_after_a_swap_away";
-    let Some(listening) = Listening::start(&hurdle, test, "share") else { return };
+    let Some(listening) = Listening::start(&hurdle, test, "share", "accept") else { return };
     let other = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = other.local_addr().expect("a listener").port();
     let connect = format!("import socket; print(socket.socket().connect_ex(('127.0.0.1', {port})))");
@@ -187,7 +188,12 @@ fn networks_change_under_load_and_no_client_notices() {
     }
     for (to, pauses) in &mut pauses {
         pauses.sort_unstable();
-        println!("{} swaps to {to}: traffic waited {} µs at the median, {} at most", pauses.len(), pauses[pauses.len() / 2], pauses[pauses.len() - 1]);
+        println!(
+            "{} swaps to {to}: traffic waited {} µs at the median, {} at most",
+            pauses.len(),
+            pauses[pauses.len() / 2],
+            pauses[pauses.len() - 1]
+        );
     }
     let right = hurdle.right(&load.name, "net");
     assert_eq!((&right["swaps"], &right["deaths"]), (&times().into(), &0.into()));

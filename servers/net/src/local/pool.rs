@@ -34,15 +34,16 @@ fn kind(family: Family, nonblocking: bool) -> usize {
 impl Pool {
     /// Starts what makes them, while the process has one thread.
     pub(super) fn begin(namespaces: Option<(OwnedFd, OwnedFd)>, what: Sockets) -> io::Result<Begun> {
-        let recipes =
-            [(Family::V4, false), (Family::V4, true), (Family::V6, false), (Family::V6, true)].map(|(of, nonblocking)| {
+        let recipes = [(Family::V4, false), (Family::V4, true), (Family::V6, false), (Family::V6, true)].map(
+            |(of, nonblocking)| {
                 let family = match (what, of) {
                     (Sockets::Unix, _) => libc::AF_UNIX,
                     (Sockets::Tcp, Family::V4) => libc::AF_INET,
                     (Sockets::Tcp, Family::V6) => libc::AF_INET6,
                 };
                 Recipe { family, nonblocking, mark: Mark::new(of).0 }
-            });
+            },
+        );
         Mint::begin(namespaces, &recipes)
     }
 

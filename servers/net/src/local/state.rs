@@ -144,11 +144,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(
-        kinds: Kinds,
-        network: Network,
-        namespaces: Option<(OwnedFd, OwnedFd)>,
-    ) -> io::Result<State> {
+    pub(super) fn new(kinds: Kinds, network: Network, namespaces: Option<(OwnedFd, OwnedFd)>) -> io::Result<State> {
         let inherited = namespaces.is_some();
         // Side by side: traffic may wait.
         let (begun, other) = (Pool::begin(namespaces, Sockets::Unix)?, Carry::begin(kinds, &network)?);

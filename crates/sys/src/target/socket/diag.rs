@@ -51,12 +51,7 @@ pub fn list(diagnosis: BorrowedFd<'_>) -> io::Result<Vec<Listed>> {
 }
 
 /// Sends a request, and hands each answer to `each`: all until the end of a dump, or the only one.
-pub(super) fn ask(
-    diagnosis: BorrowedFd<'_>,
-    flags: i32,
-    body: &[u8],
-    mut each: impl FnMut(&[u8]),
-) -> io::Result<()> {
+pub(super) fn ask(diagnosis: BorrowedFd<'_>, flags: i32, body: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut request = Vec::with_capacity(HEADER + body.len());
     request.extend(((HEADER + body.len()) as u32).to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
