@@ -43,11 +43,8 @@ fn a_net_server_dies_under_load_and_no_client_notices() {
 fn a_net_server_is_swapped_under_load_and_no_client_notices() {
     let hurdle = Hurdle::new();
     let test = "a_net_server_is_swapped_under_load_and_no_client_notices";
-use hurdle_tests::chance::{self, deaths};
-use hurdle_tests::load::Load;
-use hurdle_tests::{Hurdle, until};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+    let Some(load) = Load::start(&hurdle, test, &["--net", "local"]) else { return };
+    let mut pauses: Vec<u64> = (0..deaths())
         .map(|round| {
             let to = ["net=local", "net=delay,ms=1+local"][round % 2];
             chance::moment(Duration::from_millis(20));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hurdle_tests::chance;
 use hurdle_tests::command::example;
 use hurdle_tests::load::Load;
 use hurdle_tests::{Finished, Hurdle, Running, skip, until};
@@ -165,12 +166,6 @@ fn times() -> usize {
     std::env::var("HURDLE_SWAPS").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
 }
 
-/// A number that is hard to foretell, below `limit`.
-fn random(limit: u64) -> u64 {
-    use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(0) % limit
-}
-
 #[test]
 fn networks_change_under_load_and_no_client_notices() {
     let hurdle = Hurdle::new();
@@ -180,7 +175,7 @@ fn networks_change_under_load_and_no_client_notices() {
     let nets = ["none", "local", "share", "none", "share", "local"];
     for round in 0..times() {
         let to = nets[round % nets.len()];
-        std::thread::sleep(Duration::from_micros(random(20_000)));
+        chance::moment(Duration::from_millis(20));
         pauses.entry(to).or_default().push(swap(&hurdle, &load.name, to));
         if round < nets.len() {
             load.goes_on();
