@@ -15,6 +15,7 @@
 //! | [`differences`] | results of suites that rightly differ inside |
 //! | [`chance`] | random moments and victims |
 //! | [`leaks`] | what an environment left behind |
+//! | [`load`] | nginx and redis under load |
 //! | [`pty`] | a terminal to type on |
 //! | [`poll`], [`skip`] | waiting for a condition; saying what was not tested |
 //! | [`source`] | files of the source tree that tests are held against |
@@ -32,6 +33,7 @@ pub mod cow;
 pub mod differences;
 pub mod finish;
 pub mod leaks;
+pub mod load;
 pub mod poll;
 pub mod pty;
 pub mod scene;

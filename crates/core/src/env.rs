@@ -76,9 +76,10 @@ pub(crate) enum Ask {
         borrower: u64,
         result: Result<(), CallError>,
     },
-    /// The holder of the right with this successor has answered `give_back`, or is late.
+    /// The holder of the right with this successor has answered `give_back`, or is late. It was asked at `since`: traffic waits.
     Returned {
         successor: u64,
+        since: Instant,
     },
     /// This successor did not come up: the holder keeps the right.
     Stillborn {
@@ -511,7 +512,7 @@ impl Env {
                 let _ = answer.send(());
             }
             Ask::Borrowed { borrower, result } => self.borrowed(borrower, result),
-            Ask::Returned { successor } => self.returned(successor),
+            Ask::Returned { successor, since } => self.returned(successor, since),
             Ask::Stillborn { successor, why } => self.stillborn(successor, &why),
         }
     }

@@ -99,8 +99,6 @@ pub(crate) struct Swap {
     /// Until the right is its own.
     successor: Option<Borrower>,
     pub(crate) answer: oneshot::Sender<Result<Swapped, Refused>>,
-    /// Since when traffic waits.
-    pub(crate) paused: Instant,
 }
 
 /// A client of the right: the server's end of his channel, kept so that his messages wait while no server lives.
@@ -264,14 +262,14 @@ impl Right {
         self.holder = Holder::Nobody;
     }
 
-    /// Starts a swap: `successor` is up, the holder is about to return the right.
+    /// Starts a swap: once `successor` is up, the holder is to return the right.
     pub(crate) fn begin_swap(
         &mut self,
         to: Spec,
         successor: Borrower,
         answer: oneshot::Sender<Result<Swapped, Refused>>,
     ) {
-        self.swap = Some(Swap { to, id: successor.id, successor: Some(successor), answer, paused: Instant::now() });
+        self.swap = Some(Swap { to, id: successor.id, successor: Some(successor), answer });
     }
 
     /// The right is back, or its holder died: from now on the successor's. The old holder is returned, to be ended.

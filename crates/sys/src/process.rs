@@ -1,6 +1,7 @@
 //! Processes: started from a prepared [`Launch`], held behind pidfds (pidfd_open(2)), reaped by wait4(2).
 
 mod apart;
+mod aside;
 mod launch;
 mod near;
 mod place;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 pub use apart::{Rest, Work, run_apart};
+pub use aside::run_aside;
 pub use launch::{Group, Launch};
 pub use near::Near;
 pub use place::Place;

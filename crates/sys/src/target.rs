@@ -3,12 +3,15 @@
 //! - [`memory`]: its memory (process_vm_readv(2));
 //! - [`Tasks`]: its fds, fetched by thread (pidfd_getfd(2)), and whether it is in a given [`Network`];
 //! - [`socket`]: calls on a socket on behalf of its owner, AF_UNIX with abstract names above all (unix(7));
-//! - [`Mint`]: makes sockets in a private network namespace.
+//! - [`Held`]: where it has a socket, to put another in its place;
+//! - [`Mint`]: makes sockets in another network namespace.
 
+mod held;
 pub mod memory;
 mod mint;
 pub mod socket;
 mod tasks;
 
-pub use mint::{Made, Mint, Recipe};
+pub use held::Held;
+pub use mint::{Begun, Made, Mint, Recipe};
 pub use tasks::{Network, Tasks, raise_fd_limit};

@@ -3,7 +3,7 @@
 //! What is local there: 127.0.0.0/8, ::1, and the wildcards. An IPv4 address on an IPv6 socket is the IPv4 address itself
 //! (`::ffff:a.b.c.d`), so a [`Host`] says who is meant and a [`Family`] how a socket writes it.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The address family of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +34,27 @@ impl Host {
     /// Whether it is one of the wildcards.
     pub fn is_any(self) -> bool {
         self == Host::Any6 || self == Host::ANY4
+    }
+
+    /// An address as a host, if it exists in the environment.
+    pub fn of(ip: IpAddr) -> Option<Host> {
+        match ip {
+            IpAddr::V4(ip) => (ip.is_unspecified() || ip.is_loopback()).then_some(Host::Four(ip)),
+            IpAddr::V6(ip) => match ip.to_ipv4_mapped() {
+                Some(ip) => Host::of(ip.into()),
+                None if ip.is_unspecified() => Some(Host::Any6),
+                None => ip.is_loopback().then_some(Host::Loopback6),
+            },
+        }
+    }
+
+    /// Its address in network order: 4 bytes or 16.
+    pub fn octets(self) -> Vec<u8> {
+        match self {
+            Host::Four(ip) => ip.octets().to_vec(),
+            Host::Any6 => Ipv6Addr::UNSPECIFIED.octets().to_vec(),
+            Host::Loopback6 => Ipv6Addr::LOCALHOST.octets().to_vec(),
+        }
     }
 
     /// Where a connection to it goes, and what a socket bound to it is called once connected: loopback for a wildcard.
@@ -97,24 +118,14 @@ pub fn parse(family: Family, bytes: &[u8]) -> Written {
     }
     let port = u16::from_be_bytes([bytes[2], bytes[3]]);
     let host = match family {
-        Family::V4 => four(Ipv4Addr::new(bytes[4], bytes[5], bytes[6], bytes[7])),
+        Family::V4 => Host::of(Ipv4Addr::new(bytes[4], bytes[5], bytes[6], bytes[7]).into()),
         Family::V6 => {
             let mut octets = [0; 16];
             octets.copy_from_slice(&bytes[8..24]);
-            let ip = Ipv6Addr::from(octets);
-            match ip.to_ipv4_mapped() {
-                Some(ip) => four(ip),
-                None if ip.is_unspecified() => Some(Host::Any6),
-                None if ip.is_loopback() => Some(Host::Loopback6),
-                None => None,
-            }
+            Host::of(Ipv6Addr::from(octets).into())
         }
     };
     host.map_or(Written::Elsewhere, |host| Written::Local(Endpoint { host, port }))
-}
-
-fn four(ip: Ipv4Addr) -> Option<Host> {
-    (ip.is_unspecified() || ip.is_loopback()).then_some(Host::Four(ip))
 }
 
 /// A sockaddr as the kernel writes it: its bytes and their number.

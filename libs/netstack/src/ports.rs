@@ -28,7 +28,8 @@ pub struct Ports {
     turn: usize,
 }
 
-fn overlaps(one: &Bound, other: &Bound) -> bool {
+/// Whether two bound sockets cover an address in common. Ports are not compared.
+pub fn overlaps(one: &Bound, other: &Bound) -> bool {
     let covers = |any: &Bound, host: Host| match any.endpoint.host {
         Host::ANY4 => matches!(host, Host::Four(_)),
         Host::Any6 => !any.v6_only || !matches!(host, Host::Four(_)),

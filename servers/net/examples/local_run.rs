@@ -48,7 +48,7 @@ fn outside(arguments: &[std::ffi::OsString]) -> io::Result<ExitCode> {
         return crash(child, trap);
     }
     let network = Network::of(child.id())?.into();
-    let server = Server::start(Kind::Local, Calls::Own(trap), Ledger::create()?, network, None, Tap::default())?;
+    let server = Server::start(Kind::Local.into(), Calls::Own(trap), Ledger::create()?, network, None, Tap::default())?;
     ours.write_all(&[1])?;
     let status = child.wait()?;
     if std::env::var_os("LOCAL_RUN_COUNT").is_some() {
@@ -78,7 +78,7 @@ fn crash(mut child: std::process::Child, trap: OwnedFd) -> io::Result<ExitCode> 
                 let network = Network::of(child.id())?.into();
                 let (trap, ledger) = (trap.try_clone()?, ledger.try_clone()?);
                 let mut server =
-                    Server::start(Kind::Local, Calls::Own(trap), ledger, network, inherited, Tap::default())?;
+                    Server::start(Kind::Local.into(), Calls::Own(trap), ledger, network, inherited, Tap::default())?;
                 let (user, network) = server.namespaces()?;
                 tell.write_all(&user.as_raw_fd().to_ne_bytes())?;
                 tell.write_all(&network.as_raw_fd().to_ne_bytes())?;

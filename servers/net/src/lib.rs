@@ -15,6 +15,6 @@ mod plan;
 mod serve;
 pub mod table;
 
-pub use plan::{KINDS, Kind, may_swap, plan};
+pub use plan::{KINDS, Kind, Kinds, may_swap, plan};
 pub use serve::serve;
 pub use table::compatibility_markdown;

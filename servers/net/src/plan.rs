@@ -22,6 +22,48 @@ pub enum Kind {
     Local,
 }
 
+/// The kind of network that an environment has, and those that it had before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kinds {
+    /// What new sockets belong to.
+    pub now: Kind,
+    ever: u8,
+}
+
+impl From<Kind> for Kinds {
+    fn from(now: Kind) -> Kinds {
+        Kinds { now, ever: 1 << now as u8 }
+    }
+}
+
+impl Kinds {
+    /// `now` after those that [`Kinds::bits`] has told.
+    #[must_use]
+    pub fn after(self, bits: u8) -> Kinds {
+        Kinds { ever: self.ever | bits, ..self }
+    }
+
+    /// All of them, for a successor.
+    pub fn bits(self) -> u8 {
+        self.ever
+    }
+
+    /// Whether this is or was one of them.
+    pub fn had(self, kind: Kind) -> bool {
+        self.ever & (1 << kind as u8) != 0
+    }
+
+    /// Whether there has never been another.
+    pub fn is_one(self) -> bool {
+        self.ever.is_power_of_two()
+    }
+
+    /// Those before the present one.
+    pub fn former(self) -> impl Iterator<Item = Kind> {
+        [Kind::Local, Kind::None, Kind::Share].into_iter().filter(move |kind| *kind != self.now && self.had(*kind))
+    }
+}
+
 /// One server of a stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
@@ -119,6 +161,17 @@ mod tests {
         for stack in ["delay,ms=5+share", "delay,ms=5+delay,ms=1+none", "./mine", "./mine+local"] {
             assert_eq!(planned(stack, false), (true, true), "{stack}");
         }
+    }
+
+    #[test]
+    fn former_networks_are_told_on() {
+        let one = Kinds::from(Kind::Local);
+        assert!(one.is_one() && one.former().next().is_none());
+        let two = Kinds::from(Kind::None).after(one.bits());
+        assert_eq!((two.is_one(), two.former().collect::<Vec<_>>()), (false, vec![Kind::Local]));
+        let back = Kinds::from(Kind::Local).after(two.bits());
+        assert_eq!(back.former().collect::<Vec<_>>(), [Kind::None]);
+        assert!(back.had(Kind::Local) && !back.had(Kind::Share));
     }
 
     #[test]

@@ -12,9 +12,9 @@ use hurdle_wire::{Context, Fd, Refused, Router};
 use crate::Kind;
 use crate::delay::Delay;
 use crate::local::{Calls, Passer, Server, SocketInfo};
-use crate::plan::{Part, part};
+use crate::plan::{Kinds, Part, part};
 
-/// Where the private namespaces of the sockets are in the store.
+/// Where the private namespaces of the sockets are in the store, and which kinds of network there were.
 const NAMESPACES: &str = "namespaces";
 
 /// Serves until the right is given back.
@@ -43,13 +43,15 @@ fn network(kind: Kind, borrowed: &mut Borrowed) -> Result<impl hurdle_wire::Serv
         [user, net] => Some((user.clone().into_owned().ok()?, net.clone().into_owned().ok()?)),
         _ => None,
     });
-    let known = namespaces.is_some();
-    let server = Server::start(kind, calls, ledger, network, namespaces, borrowed.tap())?;
+    let before = kept.as_ref().and_then(|kept| kept.bytes.first().copied()).unwrap_or(0);
+    let kinds = Kinds::from(kind).after(before);
+    let known = namespaces.is_some() && kinds.bits() == before;
+    let server = Server::start(kinds, calls, ledger, network, namespaces, borrowed.tap())?;
     let passer = server.passer();
     if !known {
         let (user, net) = server.namespaces()?;
         let fds = vec![Fd::from(user), Fd::from(net)];
-        borrowed.store().put(Stored { key: NAMESPACES.into(), bytes: Vec::new(), fds }).wait()?;
+        borrowed.store().put(Stored { key: NAMESPACES.into(), bytes: vec![kinds.bits()], fds }).wait()?;
     }
     // Programs wait for answers at any moment, also those that are parked.
     borrowed.stay();

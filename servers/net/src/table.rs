@@ -130,8 +130,8 @@ pub fn rows() -> Vec<Row<Handler>> {
             Server(Handler::Connect),
             Partial,
             "a non-blocking connect that is refused says ECONNREFUSED at once, not EINPROGRESS first; one to a full backlog \
-             succeeds at once. Connecting a socket to itself is refused. AF_UNSPEC replaces the fd that was named and not \
-             its duplicates",
+             succeeds at once. Connecting a socket to itself is refused. After a swap, and with AF_UNSPEC, another socket takes the \
+             place of the program's, in its table of fds and its epoll sets; not in those of a child that has inherited it",
         ),
         row(
             "accept",

@@ -1,5 +1,7 @@
 //! A swap: the successor starts, the holder returns the right, the successor is lent it.
 
+use std::time::Instant;
+
 use hurdle_proto::core::Swapped;
 use hurdle_proto::spec::Spec;
 use hurdle_wire::{CallError, Refused};
@@ -37,8 +39,9 @@ impl Env {
                         return mailbox.post(Ask::Stillborn { successor: id, why: e.to_string() });
                     }
                     // Whether it answers or not, the predecessor must return the right before it is lent again.
+                    let since = Instant::now();
                     let _ = old.give_back().deadline(PATIENCE).wait();
-                    mailbox.post(Ask::Returned { successor: id });
+                    mailbox.post(Ask::Returned { successor: id, since });
                 });
                 if let Err(e) = wanted {
                     self.stillborn(id, &format!("no thread: {e}"));
@@ -51,10 +54,10 @@ impl Env {
         self.rights.iter().position(|right| right.swap.as_ref().is_some_and(|swap| swap.id == successor))
     }
 
-    pub(super) fn returned(&mut self, successor: u64) {
+    pub(super) fn returned(&mut self, successor: u64, since: Instant) {
         let Some(n) = self.right_of(successor) else { return };
         if let Some((old, swap, swapped)) = self.rights[n].pass_on() {
-            self.swaps.insert(successor, (swap.answer, swapped, swap.paused));
+            self.swaps.insert(successor, (swap.answer, swapped, since));
             drop(old);
         }
         self.hand_over(n);

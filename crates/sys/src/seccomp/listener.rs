@@ -135,14 +135,14 @@ impl Listener {
         self.ioctl(ADDFD, &mut AddFd { id, flags: ADDFD_SEND, source, target: 0, target_flags })
     }
 
-    /// Puts a copy of `fd` over the caller's fd number `over` (as dup2(2)); the call still waits for its answer.
-    /// Close-on-exec is off, as after dup2.
+    /// Puts a copy of `fd` over the caller's fd number `over` (as dup3(2)); the call still waits for its answer.
     ///
     /// # Errors
     /// ENOENT if the call was cancelled.
-    pub fn replace_fd(&self, id: u64, fd: BorrowedFd<'_>, over: RawFd) -> io::Result<()> {
+    pub fn replace_fd(&self, id: u64, fd: BorrowedFd<'_>, over: RawFd, close_on_exec: bool) -> io::Result<()> {
+        let target_flags = if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 };
         let (source, target) = (fd.as_raw_fd() as u32, over as u32);
-        self.ioctl(ADDFD, &mut AddFd { id, flags: ADDFD_SETFD, source, target, target_flags: 0 }).map(drop)
+        self.ioctl(ADDFD, &mut AddFd { id, flags: ADDFD_SETFD, source, target, target_flags }).map(drop)
     }
 
     /// Whether the call still waits for an answer. Ask it between each look at the caller's memory or fds and the use of

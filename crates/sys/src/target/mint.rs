@@ -25,17 +25,44 @@ pub struct Mint {
 pub struct Made {
     /// The number that the batch was asked with.
     pub kind: u8,
-    /// AF_UNIX stream sockets.
+    /// Stream sockets.
     pub sockets: Vec<OwnedFd>,
 }
 
 /// What the child makes for one kind.
 #[derive(Clone, Copy, Debug)]
 pub struct Recipe {
+    /// AF_UNIX, AF_INET or AF_INET6.
+    pub family: i32,
     /// Whether the file gets O_NONBLOCK.
     pub nonblocking: bool,
-    /// The socket's mark, see [`socket::mark`].
+    /// The mark of an AF_UNIX socket, see [`socket::mark`].
     pub mark: u64,
+}
+
+/// A child that is on its way.
+#[derive(Debug)]
+pub struct Begun {
+    channel: OwnedFd,
+    pid: libc::pid_t,
+}
+
+impl Begun {
+    /// Waits until it is there.
+    ///
+    /// # Errors
+    /// EPERM or ENOSPC where user namespaces are forbidden; EMFILE.
+    pub fn mint(self) -> io::Result<Mint> {
+        let first = receive(self.channel.as_fd(), true)?;
+        let Ok([user, network, diagnosis]) = <[OwnedFd; 3]>::try_from(first.sockets) else {
+            let mut status = 0;
+            // SAFETY: reaps the child.
+            unsafe { libc::waitpid(self.pid, &raw mut status, 0) };
+            return Err(io::Error::from_raw_os_error(libc::WEXITSTATUS(status)));
+        };
+        let channel = std::mem::ManuallyDrop::new(self.channel);
+        Ok(Mint { channel, pid: self.pid, namespaces: (user, network), diagnosis })
+    }
 }
 
 impl Mint {
@@ -43,8 +70,8 @@ impl Mint {
     /// make: a kind is an index into it. To be called while the process has one thread.
     ///
     /// # Errors
-    /// EPERM or ENOSPC where user namespaces are forbidden; EMFILE, EAGAIN, ENOMEM.
-    pub fn start(namespaces: Option<(OwnedFd, OwnedFd)>, recipes: &[Recipe]) -> io::Result<Mint> {
+    /// EMFILE, EAGAIN, ENOMEM.
+    pub fn begin(namespaces: Option<(OwnedFd, OwnedFd)>, recipes: &[Recipe]) -> io::Result<Begun> {
         let mut pair = [0; 2];
         // SAFETY: `pair` has room for two fds.
         check(unsafe {
@@ -62,14 +89,7 @@ impl Mint {
             }
             pid => {
                 drop(theirs);
-                let first = receive(ours.as_fd(), true)?;
-                let Ok([user, network, diagnosis]) = <[OwnedFd; 3]>::try_from(first.sockets) else {
-                    let mut status = 0;
-                    // SAFETY: reaps the child made above.
-                    unsafe { libc::waitpid(pid, &raw mut status, 0) };
-                    return Err(io::Error::from_raw_os_error(libc::WEXITSTATUS(status)));
-                };
-                Ok(Mint { channel: std::mem::ManuallyDrop::new(ours), pid, namespaces: (user, network), diagnosis })
+                Ok(Begun { channel: ours, pid })
             }
         }
     }
@@ -229,9 +249,11 @@ fn child(channel: &OwnedFd, namespaces: Option<&(OwnedFd, OwnedFd)>, recipes: &[
             let mut batch = [0; BATCH];
             for fd in &mut batch {
                 let flags = libc::SOCK_CLOEXEC | if recipe.nonblocking { libc::SOCK_NONBLOCK } else { 0 };
-                *fd = check(libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | flags, 0))?;
-                socket::set_mark(BorrowedFd::borrow_raw(*fd), recipe.mark)?;
-                socket::set_room(BorrowedFd::borrow_raw(*fd))?;
+                *fd = check(libc::socket(recipe.family, libc::SOCK_STREAM | flags, 0))?;
+                if recipe.family == libc::AF_UNIX {
+                    socket::set_mark(BorrowedFd::borrow_raw(*fd), recipe.mark)?;
+                    socket::set_room(BorrowedFd::borrow_raw(*fd))?;
+                }
             }
             send(channel, kind, &batch)?;
             for fd in batch {

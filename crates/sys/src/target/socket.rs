@@ -307,4 +307,9 @@ impl Drop for Alarm {
 }
 
 mod diag;
+mod inet;
 pub use diag::{ESTABLISHED, LISTENING, Listed, list};
+pub use inet::{
+    Listening, address, bind_address, connect_address, find_listener, is_closed, listeners, option_bytes,
+    set_option_bytes, tcp_family,
+};

@@ -15,6 +15,9 @@ const PIDFD_THREAD: libc::c_uint = libc::O_EXCL as libc::c_uint;
 /// PIDFD_GET_NET_NAMESPACE of linux/pidfd.h (Linux 6.11): the network namespace of the thread behind a pidfd.
 const GET_NET_NAMESPACE: u64 = 0xff04;
 
+/// NS_GET_USERNS of linux/nsfs.h.
+const NS_GET_USERNS: u64 = 0xb701;
+
 /// A network namespace. While it is held, its number is nobody else's (namespaces(7)).
 #[derive(Debug)]
 pub struct Network {
@@ -29,6 +32,21 @@ impl Network {
     /// ENOENT, ESRCH if it is gone; EACCES, EPERM if the caller may not trace it.
     pub fn of(pid: u32) -> io::Result<Network> {
         Network::try_from(OwnedFd::from(File::open(format!("/proc/{pid}/ns/net"))?))
+    }
+}
+
+impl Network {
+    /// Itself and the user namespace that owns it (ioctl_ns(2)), for who wants to enter it.
+    ///
+    /// # Errors
+    /// EPERM if the owner is not below the caller's user namespace; EMFILE.
+    pub fn namespaces(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+        // SAFETY: the request takes no argument, and returns a new fd.
+        match unsafe { libc::ioctl(self.file.as_raw_fd(), NS_GET_USERNS as _) } {
+            -1 => Err(io::Error::last_os_error()),
+            // SAFETY: nobody else owns it.
+            user => Ok((unsafe { OwnedFd::from_raw_fd(user) }, self.file.try_clone()?.into())),
+        }
     }
 }
 

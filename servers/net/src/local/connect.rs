@@ -175,7 +175,7 @@ impl State {
         let fresh = self.pool.socket(mark.family(), socket::is_nonblocking(fd.as_fd())?)?;
         let kept = mark.with(BOUND, 0).with(CLIENT, 0).with(PENDING, 0);
         socket::set_mark(fresh.as_fd(), kept.0)?;
-        trap.listener.replace_fd(trap.call.id, fresh.as_fd(), trap.int(0))?;
+        self.put(trap, fd.as_fd(), fresh.as_fd())?;
         let _ = socket::shutdown(fd.as_fd(), libc::SHUT_RDWR);
         Ok(Answer::Value(0))
     }

@@ -18,6 +18,7 @@
 
 mod accept;
 mod bind;
+mod carry;
 mod clock;
 mod connect;
 mod host;
@@ -28,7 +29,7 @@ mod reset;
 mod state;
 mod worker;
 
-use crate::Kind;
+use crate::Kinds;
 use hurdle_proto::net::{Outcome, Trapped};
 use hurdle_sys::seccomp::{Height, Ledger, Listener, interrupt, interrupt_process, interruptible};
 use hurdle_wire::tap::Tap;
@@ -45,7 +46,7 @@ pub use state::SocketInfo;
 /// What the worker and the clock share.
 #[derive(Debug)]
 struct Shared {
-    kind: Kind,
+    kinds: Kinds,
     listener: Listener,
     ledger: Ledger,
     state: Mutex<State>,
@@ -106,9 +107,8 @@ impl Passer {
 }
 
 impl Server {
-    /// Starts serving trapped calls, its own or those that the server above passes down ([`Server::passer`]). `kind` decides what new
-    /// sockets are; those that an earlier server carried are
-    /// carried on. `ledger` is what [`Ledger::create`] made, or what an earlier server used:
+    /// Starts serving trapped calls, its own or those that the server above passes down ([`Server::passer`]). `kinds` says what new
+    /// sockets are, and what networks earlier servers gave: sockets of those are carried on. `ledger` is what [`Ledger::create`] made, or what an earlier server used:
     /// the calls in it are answered first. `network` is the environment's network namespace: who is in another one is not
     /// served. `namespaces` (user, network) are those of the earlier server's sockets. To be called
     /// while the process has one thread, by a process that may trace the environment's. Calls are reported to `tap`.
@@ -116,7 +116,7 @@ impl Server {
     /// # Errors
     /// EPERM or ENOSPC where no private network namespace can be made; EMFILE, ENOMEM.
     pub fn start(
-        kind: Kind,
+        kinds: Kinds,
         calls: Calls,
         ledger: OwnedFd,
         network: OwnedFd,
@@ -128,7 +128,7 @@ impl Server {
         let turn = Ledger::turn(&ledger)?;
         // A successor is one under load, or one whose predecessor did not live.
         let calm = namespaces.is_none();
-        let state = State::new(network.try_into()?, namespaces)?;
+        let state = State::new(kinds, network.try_into()?, namespaces)?;
         let (trap, height, source, passer) = match calls {
             Calls::Own(fd) => (fd, Height::ALONE, worker::Source::Kernel, None),
             Calls::Above(fd) => {
@@ -140,7 +140,7 @@ impl Server {
         // Without it (before Linux 6.6) everything works, slower.
         let _ = listener.set_sync_wake_up();
         let shared = Arc::new(Shared {
-            kind,
+            kinds,
             listener,
             ledger: Ledger::map(&ledger, height)?,
             state: Mutex::new(state),

@@ -2,7 +2,7 @@
 //!
 //! Where an option is kept: frequent ones in the socket's mark, so that they outlive this server; the others in memory.
 
-use super::state::{Answer, Errno, Handled, State, Trap};
+use super::state::{Answer, Errno, Extra, Handled, State, Trap};
 use hurdle_netstack::address::Family;
 use hurdle_netstack::mark::{
     CORK, EXTRA, Field, KEEP_COUNT, KEEP_IDLE, KEEP_INTERVAL, LINGER_ZERO, Mark, NO_DELAY, QUICK_ACK, REUSE_PORT, TOS,
@@ -284,6 +284,67 @@ impl State {
         extras.iter().find(|(known, _)| *known == option).map(|(_, value)| value.as_slice())
     }
 
+    /// Gives the fresh socket `to` the options of `from`. Each is one of ours with its mark, or TCP. Returns the new mark.
+    pub(super) fn copy_options(
+        &mut self,
+        from: BorrowedFd<'_>,
+        old: Option<Mark>,
+        to: BorrowedFd<'_>,
+        new: Option<Mark>,
+        family: Family,
+    ) -> Result<Option<Mark>, Errno> {
+        copy_plain(from, to);
+        let mut copied = new;
+        let mut extras: Vec<Extra> = Vec::new();
+        for number in NUMBERS.iter().filter(|number| number.level != IPV6 || family == Family::V6) {
+            let option = (number.level, number.name);
+            let value = match (old, number.kept) {
+                (Some(mark), Kept::Mark(field)) => mark.get(field) as i32,
+                // Those in memory follow.
+                (Some(_), Kept::Memory) => continue,
+                (None, _) => match tcp_number(from, option) {
+                    Some(value) => value,
+                    None => continue,
+                },
+            };
+            if value == number.default {
+                continue;
+            }
+            match (&mut copied, number.kept) {
+                (Some(mark), Kept::Mark(field)) => *mark = mark.with(field, value as u64),
+                (Some(_), Kept::Memory) => extras.push((option, int(value))),
+                // What a socket of its kind does not take, it goes without.
+                (None, _) => _ = socket::set_option_bytes(to, option, &value.to_ne_bytes()),
+            }
+        }
+        if old.is_some_and(|mark| mark.has(EXTRA)) {
+            extras.extend(self.extras.get(&socket::cookie(from)?).into_iter().flatten().cloned());
+        }
+        let shared = match old {
+            Some(mark) => mark.has(REUSE_PORT),
+            None => socket::option(from, libc::SO_REUSEPORT)? != 0,
+        };
+        match &mut copied {
+            Some(mark) => {
+                *mark = mark.with(REUSE_PORT, shared.into());
+                if !extras.is_empty() {
+                    self.extras.insert(socket::cookie(to)?, extras);
+                    *mark = mark.with(EXTRA, 1);
+                }
+                socket::set_mark(to, mark.0)?;
+            }
+            None => {
+                for (option, value) in extras {
+                    let _ = socket::set_option_bytes(to, option, &value);
+                }
+                if shared {
+                    socket::set_option(to, libc::SO_REUSEPORT, 1)?;
+                }
+            }
+        }
+        Ok(copied)
+    }
+
     /// What an accepted socket takes over beside the mark.
     pub(super) fn inherit(
         &mut self,
@@ -298,6 +359,46 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// SO_BUF_LOCK of asm-generic/socket.h, and its bit for SO_RCVBUF: the program has set it.
+const SO_BUF_LOCK: i32 = 72;
+const RECEIVE_LOCK: i32 = 2;
+
+/// Options that every kind of socket keeps by itself (socket(7)).
+fn copy_plain(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
+    for name in [
+        libc::SO_REUSEADDR,
+        libc::SO_KEEPALIVE,
+        libc::SO_OOBINLINE,
+        libc::SO_RCVLOWAT,
+        libc::SO_PRIORITY,
+        libc::SO_LINGER,
+        libc::SO_RCVTIMEO,
+        libc::SO_SNDTIMEO,
+    ] {
+        let option = (libc::SOL_SOCKET, name);
+        let (mut value, mut fresh) = ([0; 16], [0; 16]);
+        if let Ok(length) = socket::option_bytes(from, option, &mut value)
+            && socket::option_bytes(to, option, &mut fresh).is_ok()
+            && value != fresh
+        {
+            let _ = socket::set_option_bytes(to, option, &value[..length]);
+        }
+    }
+    if socket::option(from, SO_BUF_LOCK).is_ok_and(|locks| locks & RECEIVE_LOCK != 0)
+        && let Ok(room) = socket::option(from, libc::SO_RCVBUF)
+    {
+        // The kernel doubles what it is told.
+        let _ = socket::set_option(to, libc::SO_RCVBUF, room / 2);
+    }
+}
+
+/// An option of a TCP socket that is a number.
+fn tcp_number(fd: BorrowedFd<'_>, option: (i32, i32)) -> Option<i32> {
+    let mut value = [0; 4];
+    socket::option_bytes(fd, option, &mut value).ok()?;
+    Some(i32::from_ne_bytes(value))
 }
 
 impl Number {

@@ -2,12 +2,21 @@
 
 use hurdle_netstack::address::Family;
 use hurdle_netstack::mark::Mark;
-use hurdle_sys::target::{Mint, Recipe};
+use hurdle_sys::target::{Begun, Mint, Recipe};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// Below this many of a kind, more are asked for.
 const LOW: usize = 6;
+
+/// What is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sockets {
+    /// AF_UNIX, with a mark.
+    Unix,
+    /// TCP.
+    Tcp,
+}
 
 /// The sockets, by kind: family and O_NONBLOCK.
 #[derive(Debug)]
@@ -23,11 +32,24 @@ fn kind(family: Family, nonblocking: bool) -> usize {
 }
 
 impl Pool {
-    pub(super) fn new(namespaces: Option<(OwnedFd, OwnedFd)>) -> io::Result<Pool> {
-        let recipes = [(Family::V4, false), (Family::V4, true), (Family::V6, false), (Family::V6, true)]
-            .map(|(family, nonblocking)| Recipe { nonblocking, mark: Mark::new(family).0 });
-        let mint = Mint::start(namespaces, &recipes)?;
-        Ok(Pool { mint, ready: Default::default(), asked: [false; 4], broken: false })
+    /// Starts what makes them, while the process has one thread.
+    pub(super) fn begin(namespaces: Option<(OwnedFd, OwnedFd)>, what: Sockets) -> io::Result<Begun> {
+        let recipes = [(Family::V4, false), (Family::V4, true), (Family::V6, false), (Family::V6, true)].map(
+            |(of, nonblocking)| {
+                let family = match (what, of) {
+                    (Sockets::Unix, _) => libc::AF_UNIX,
+                    (Sockets::Tcp, Family::V4) => libc::AF_INET,
+                    (Sockets::Tcp, Family::V6) => libc::AF_INET6,
+                };
+                Recipe { family, nonblocking, mark: Mark::new(of).0 }
+            },
+        );
+        Mint::begin(namespaces, &recipes)
+    }
+
+    /// Waits until it is there.
+    pub(super) fn new(begun: Begun) -> io::Result<Pool> {
+        Ok(Pool { mint: begun.mint()?, ready: Default::default(), asked: [false; 4], broken: false })
     }
 
     pub(super) fn namespaces(&self) -> (BorrowedFd<'_>, BorrowedFd<'_>) {

@@ -1,7 +1,9 @@
 //! What the server knows between two calls, and how it looks at a caller.
 
 use super::Shared;
-use super::pool::Pool;
+use super::carry::Carry;
+use super::pool::{Pool, Sockets};
+use crate::plan::Kinds;
 use hurdle_netstack::address::{Endpoint, Family, Host};
 use hurdle_netstack::mark::{ACCEPTED, Mark};
 use hurdle_netstack::name::{Bound, Meaning, Name};
@@ -117,7 +119,9 @@ pub(super) struct State {
     /// The private namespace's cookie.
     home: u64,
     /// The environment's own network namespace.
-    network: Network,
+    pub(super) network: Network,
+    /// The networks that it had before.
+    pub(super) carry: Option<Carry>,
     /// Calls that wait for a connection, by listener.
     pub(super) accepting: HashMap<Name, VecDeque<Waiting>>,
     /// Calls that wait for room in a backlog, by listener.
@@ -140,11 +144,13 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(network: Network, namespaces: Option<(OwnedFd, OwnedFd)>) -> io::Result<State> {
+    pub(super) fn new(kinds: Kinds, network: Network, namespaces: Option<(OwnedFd, OwnedFd)>) -> io::Result<State> {
         let inherited = namespaces.is_some();
-        let mut pool = Pool::new(namespaces)?;
-        let first = pool.socket(Family::V4, false)?;
-        let home = socket::namespace(first.as_fd())?;
+        // Side by side: traffic may wait.
+        let (begun, other) = (Pool::begin(namespaces, Sockets::Unix)?, Carry::begin(kinds, &network)?);
+        let pool = Pool::new(begun)?;
+        let carry = Carry::new(kinds, other)?;
+        let home = socket::namespace(pool.diagnosis())?;
         let seed = std::time::UNIX_EPOCH.elapsed().map_or(0, |now| now.subsec_nanos() as u16);
         let mut state = State {
             pool,
@@ -152,6 +158,7 @@ impl State {
             ports: Ports::new(seed),
             home,
             network,
+            carry,
             accepting: HashMap::new(),
             connecting: HashMap::new(),
             returned: HashMap::new(),
@@ -230,6 +237,11 @@ impl State {
             Ok(probe) => socket::bind(probe.as_fd(), bound.name().bytes()).is_err(),
             Err(_) => true,
         }
+    }
+
+    /// Whether what makes sockets for it is gone.
+    pub(super) fn is_broken(&self) -> bool {
+        self.pool.is_broken() || self.carry.as_ref().is_some_and(Carry::is_broken)
     }
 
     /// Notes a call whose answer came too late.

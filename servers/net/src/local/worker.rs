@@ -195,10 +195,14 @@ impl Worker<'_> {
         let recovered = state.comes_again(call) || recovered;
         let trap = Trap { call, listener: &shared.listener, alarm, recovered };
         let handled = match dispatch.handler(call.syscall) {
-            Some(Handler::Socket) => host::socket(shared.kind, &mut state, &trap),
-            Some(Handler::Bind) => state.bind(&trap),
-            Some(Handler::Listen) => state.listen(&trap),
-            Some(Handler::Connect) => state.connect(&trap, shared),
+            Some(Handler::Socket) => host::socket(shared.kinds.now, &mut state, &trap),
+            Some(Handler::Bind) => state.carry_bind(&trap),
+            Some(Handler::Listen) => state.carry_listen(&trap),
+            Some(Handler::Connect) => match state.carry_connect(&trap) {
+                Ok(None) => state.connect(&trap, shared),
+                Ok(Some(answer)) => Ok(answer),
+                Err(errno) => Err(errno),
+            },
             Some(Handler::Accept) => state.accept(&trap, 0),
             Some(Handler::Accept4) => state.accept(&trap, trap.int(3)),
             Some(Handler::GetSockName) => state.own_name(&trap),
@@ -208,7 +212,7 @@ impl Worker<'_> {
             Some(Handler::Shutdown) => state.shutdown(&trap, shared),
             None => Ok(Answer::Native),
         };
-        if state.pool.is_broken() {
+        if state.is_broken() {
             // What makes its sockets is gone, so perhaps is this server: no answer is better than one that Linux would not give.
             self.rest.leave();
         }

@@ -39,22 +39,31 @@ const HEADER: usize = 16;
 /// # Errors
 /// ENOENT on a kernel without unix_diag; `InvalidData` for an answer that is not understood.
 pub fn list(diagnosis: BorrowedFd<'_>) -> io::Result<Vec<Listed>> {
-    let mut request = Vec::with_capacity(HEADER + 24);
-    request.extend(((HEADER + 24) as u32).to_ne_bytes());
-    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend(((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
-    request.extend([0; 8]);
+    let mut request = Vec::with_capacity(24);
     request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
     request.extend(u32::MAX.to_ne_bytes());
     request.extend(0u32.to_ne_bytes());
     request.extend((SHOW_NAME | SHOW_PEER | SHOW_QUEUE).to_ne_bytes());
     request.extend(u64::MAX.to_ne_bytes());
+    let mut found = Vec::new();
+    ask(diagnosis, libc::NLM_F_REQUEST | libc::NLM_F_DUMP, &request, |body| found.extend(one(body)))?;
+    Ok(found)
+}
+
+/// Sends a request, and hands each answer to `each`: all until the end of a dump, or the only one.
+pub(super) fn ask(diagnosis: BorrowedFd<'_>, flags: i32, body: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut request = Vec::with_capacity(HEADER + body.len());
+    request.extend(((HEADER + body.len()) as u32).to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend((flags as u16).to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend(body);
     // SAFETY: a live buffer and its length.
     let sent = unsafe { libc::send(diagnosis.as_raw_fd(), request.as_ptr().cast(), request.len(), 0) };
     if sent < 0 {
         return Err(io::Error::last_os_error());
     }
-    let (mut found, mut buffer) = (Vec::new(), vec![0u8; 32 * 1024]);
+    let mut buffer = vec![0u8; if flags & libc::NLM_F_DUMP == libc::NLM_F_DUMP { 32 * 1024 } else { 1024 }];
     loop {
         // SAFETY: a live buffer and its length.
         let length = unsafe { libc::recv(diagnosis.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
@@ -62,14 +71,17 @@ pub fn list(diagnosis: BorrowedFd<'_>) -> io::Result<Vec<Listed>> {
         let mut rest = &buffer[..length];
         while let Some((kind, body, next)) = split(rest, HEADER) {
             match i32::from(kind) {
-                libc::NLMSG_DONE => return Ok(found),
+                libc::NLMSG_DONE => return Ok(()),
                 libc::NLMSG_ERROR => {
                     let errno = word(body, 0).map_or(libc::EIO, |errno| -(errno as i32));
                     return Err(io::Error::from_raw_os_error(errno));
                 }
-                _ => found.extend(one(body)),
+                _ => each(body),
             }
             rest = next;
+        }
+        if flags & libc::NLM_F_DUMP != libc::NLM_F_DUMP {
+            return Ok(());
         }
         if length == 0 {
             return Err(io::ErrorKind::InvalidData.into());
@@ -77,12 +89,12 @@ pub fn list(diagnosis: BorrowedFd<'_>) -> io::Result<Vec<Listed>> {
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// Splits off a netlink message (`header` 16) or attribute (`header` 4): kind, body, the rest.
-fn split(bytes: &[u8], header: usize) -> Option<(u16, &[u8], &[u8])> {
+pub(super) fn split(bytes: &[u8], header: usize) -> Option<(u16, &[u8], &[u8])> {
     let half = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
     let (length, kind) =
         if header == HEADER { (word(bytes, 0)? as usize, half(4)?) } else { (half(0)?.into(), half(2)?) };

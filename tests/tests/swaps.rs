@@ -1,0 +1,196 @@
+//! A net server is swapped for one of another kind. Connections go on, listeners are reached, and no program notices. `HURDLE_SWAPS` says
+//! how often under load (60).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hurdle_tests::chance;
+use hurdle_tests::command::example;
+use hurdle_tests::load::Load;
+use hurdle_tests::{Finished, Hurdle, Running, skip, until};
+
+const PYTHON: &str = "/usr/bin/python3";
+const LISTENERS: &str = include_str!("swaps/listeners.py");
+const CLIENTS: &str = include_str!("swaps/clients.py");
+const EPOLL: &str = include_str!("swaps/epoll.py");
+const BEFORE: &str = include_str!("swaps/before.py");
+
+fn swap(hurdle: &Hurdle, name: &str, net: &str) -> u64 {
+    hurdle.json(&["swap", name, &format!("net={net}")])["pause_us"].as_u64().expect("a number")
+}
+
+/// The program that listens, in an environment that was launched with this network.
+struct Listening<'a> {
+    hurdle: &'a Hurdle,
+    name: String,
+    ports: PathBuf,
+}
+
+impl<'a> Listening<'a> {
+    /// `None`: there is no Python here.
+    fn start(hurdle: &'a Hurdle, test: &str, net: &str, waits: &str) -> Option<Listening<'a>> {
+        if let Some(missing) = skip::missing(&["python3"]) {
+            skip::skip(test, &format!("{missing} is not installed"));
+            return None;
+        }
+        let name = hurdle.name(&format!("listening-{net}"));
+        let ports = hurdle.logs().join(format!("ports-{net}"));
+        let file = ports.to_str().expect("a plain path");
+        hurdle.detach(&name, &["--swappable", "--net", net], &[PYTHON, "-c", LISTENERS, file, waits]);
+        until("it listens", || ports.exists().then_some(()));
+        Some(Listening { hurdle, name, ports })
+    }
+
+    /// A program that is started in the environment now, and ends.
+    #[track_caller]
+    fn enter(&self, script: &str) -> Finished {
+        let ports = self.ports.to_str().expect("a plain path");
+        self.hurdle.call(&["enter", &self.name, "--", PYTHON, "-c", script, ports])
+    }
+
+    #[track_caller]
+    fn end(self) {
+        self.hurdle.call(&["kill", &self.name]).success();
+        self.hurdle.assert_nothing_left();
+    }
+}
+
+#[test]
+fn every_listener_is_reached_in_every_network() {
+    let hurdle = Hurdle::new();
+    for made in ["local", "none", "share"] {
+        let Some(listening) = Listening::start(&hurdle, "every_listener_is_reached_in_every_network", made, "accept")
+        else {
+            return;
+        };
+        for net in [made, "none", "local", "share", "local", "none", "share", made] {
+            if net != made || hurdle.right(&listening.name, "net")["swaps"] != 0 {
+                swap(&hurdle, &listening.name, net);
+            }
+            let done = listening.enter(CLIENTS);
+            assert!(done.status.success() && done.stdout.starts_with("reached "), "of {made} in {net}: {done}");
+        }
+        listening.end();
+    }
+}
+
+#[test]
+fn a_registration_in_epoll_outlives_the_fd_that_is_replaced() {
+    let hurdle = Hurdle::new();
+    let test = "a_registration_in_epoll_outlives_the_fd_that_is_replaced";
+    for (made, others) in [("local", ["local", "none", "share"]), ("none", ["none", "local", "share"])] {
+        let Some(listening) = Listening::start(&hurdle, test, made, "accept") else { return };
+        for net in others {
+            if net != made {
+                swap(&hurdle, &listening.name, net);
+            }
+            let done = listening.enter(EPOLL);
+            assert!(done.status.success() && done.stdout == "registered\n", "of {made} in {net}: {done}");
+        }
+        listening.end();
+    }
+}
+
+/// Has sockets made under one network, and bound, listening and connected under the next.
+fn before(listening: &Listening<'_>, first: &str, then: &str) -> String {
+    let hurdle = listening.hurdle;
+    swap(hurdle, &listening.name, first);
+    let told = hurdle.logs().join(format!("told-{first}-{then}"));
+    let mut enter = hurdle.command();
+    enter.args(["enter", &listening.name, "--", PYTHON, "-c", BEFORE]).arg(&listening.ports).arg(&told);
+    let log = format!("before-{first}-{then}");
+    let program: Running = hurdle.start(&mut enter, &log);
+    until("it has its sockets", || told.with_extension("ready").exists().then_some(()));
+    swap(hurdle, &listening.name, then);
+    std::fs::write(&told, "").expect("own file");
+    let ended = program.join();
+    let said = std::fs::read_to_string(hurdle.logs().join(log)).expect("own file");
+    assert!(ended.success(), "of {first} in {then}: {said}");
+    said.trim().to_owned()
+}
+
+#[test]
+fn a_socket_made_before_a_swap_comes_into_the_network_after_it() {
+    let hurdle = Hurdle::new();
+    let test = "a_socket_made_before_a_swap_comes_into_the_network_after_it";
+    for made in ["local", "none", "share"] {
+        let Some(listening) = Listening::start(&hurdle, test, made, "accept") else { return };
+        for (first, then, tcp) in [("local", "none", "True"), ("none", "local", "False"), ("share", "none", "True")] {
+            assert_eq!(before(&listening, first, then), tcp, "{first} then {then}, listeners of {made}");
+        }
+        before(&listening, "local", "share");
+        before(&listening, "none", "share");
+        listening.end();
+    }
+}
+
+#[test]
+fn a_network_of_the_users_own_comes_between() {
+    let hurdle = Hurdle::new();
+    let test = "a_network_of_the_users_own_comes_between";
+    let Some(listening) = Listening::start(&hurdle, test, "local", "poll") else { return };
+    let (count, refuse) = (example("count").display().to_string(), example("refuse").display().to_string());
+    for net in ["none", &format!("{count}+local"), &format!("{count}+none"), &format!("{count}+share"), "local"] {
+        swap(&hurdle, &listening.name, net);
+        let done = listening.enter(CLIENTS);
+        assert!(done.status.success(), "{net}: {done}");
+    }
+    swap(&hurdle, &listening.name, &refuse);
+    let refused = listening.enter("import socket; socket.socket()");
+    assert!(refused.stderr.contains("Network is unreachable"), "{refused}");
+    for net in ["none", "local"] {
+        swap(&hurdle, &listening.name, net);
+        let done = listening.enter(CLIENTS);
+        assert!(done.status.success(), "{net}: {done}");
+    }
+    listening.end();
+}
+
+#[test]
+fn what_is_the_hosts_is_not_reached_after_a_swap_away() {
+    let hurdle = Hurdle::new();
+    let test = "what_is_the_hosts_is_not_reached_after_a_swap_away";
+    let Some(listening) = Listening::start(&hurdle, test, "share", "accept") else { return };
+    let other = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = other.local_addr().expect("a listener").port();
+    let connect = format!("import socket; print(socket.socket().connect_ex(('127.0.0.1', {port})))");
+    for (net, found) in [("share", "0\n"), ("none", "111\n"), ("local", "111\n"), ("share", "0\n")] {
+        swap(&hurdle, &listening.name, net);
+        assert_eq!(listening.enter(&connect).success().stdout, found, "{net}");
+    }
+    listening.end();
+}
+
+fn times() -> usize {
+    std::env::var("HURDLE_SWAPS").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
+}
+
+#[test]
+fn networks_change_under_load_and_no_client_notices() {
+    let hurdle = Hurdle::new();
+    let test = "networks_change_under_load_and_no_client_notices";
+    let Some(load) = Load::start(&hurdle, test, &["--swappable", "--net", "local"]) else { return };
+    let mut pauses: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    let nets = ["none", "local", "share", "none", "share", "local"];
+    for round in 0..times() {
+        let to = nets[round % nets.len()];
+        chance::moment(Duration::from_millis(20));
+        pauses.entry(to).or_default().push(swap(&hurdle, &load.name, to));
+        if round < nets.len() {
+            load.goes_on();
+        }
+    }
+    for (to, pauses) in &mut pauses {
+        pauses.sort_unstable();
+        println!(
+            "{} swaps to {to}: traffic waited {} µs at the median, {} at most",
+            pauses.len(),
+            pauses[pauses.len() / 2],
+            pauses[pauses.len() - 1]
+        );
+    }
+    let right = hurdle.right(&load.name, "net");
+    assert_eq!((&right["swaps"], &right["deaths"]), (&times().into(), &0.into()));
+    load.end();
+}
