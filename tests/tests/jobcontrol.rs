@@ -8,12 +8,21 @@ use hurdle_tests::{Hurdle, until};
 /// Marks the end of a command on the terminal. Typed with a quote inside, so that the echo of what was typed differs.
 const ASK: &str = "echo '<'status=$?'>'";
 
-/// A shell natively, or at the end of `hurdle run OPTIONS`.
-fn start(options: Option<&[&str]>) -> (Hurdle, Terminal) {
+/// A shell natively, or in environments with these options, one in the other.
+fn start(levels: Option<&[&[&str]]>) -> (Hurdle, Terminal) {
     let hurdle = Hurdle::new();
-    let mut command = match options {
+    let mut command = match levels {
         None => Command::new("/bin/bash"),
-        Some(options) => hurdle.run(options, "/bin/bash"),
+        Some([outer, inner @ ..]) => {
+            let mut command = hurdle.command();
+            command.arg("run").args(*outer).arg("--");
+            for options in inner {
+                command.arg(hurdle.binary()).arg("run").args(*options).arg("--");
+            }
+            command.arg("/bin/bash");
+            command
+        }
+        Some([]) => unreachable!("at least one"),
     };
     let settings = hurdle.logs().join("bashrc");
     std::fs::write(&settings, "PS1='fold> '; unset HISTFILE\n").expect("own file");
@@ -29,8 +38,8 @@ fn status(terminal: &mut Terminal, expected: i32) {
     terminal.expect("fold> ");
 }
 
-fn session(options: Option<&[&str]>) {
-    let (hurdle, mut terminal) = start(options);
+fn session(levels: Option<&[&[&str]]>) {
+    let (hurdle, mut terminal) = start(levels);
 
     // No complaint about a missing terminal or job control.
     assert!(!terminal.screen().contains("no job control"), "{}", terminal.screen());
@@ -41,7 +50,7 @@ fn session(options: Option<&[&str]>) {
     // Ctrl-C ends the program in the foreground, and neither the shell nor the terminal.
     terminal.line("echo '<'ready'>'; sleep 1000");
     terminal.expect("<ready>");
-    until("sleep runs", || running(&hurdle, &terminal, options, "sleep 1000"));
+    until("sleep runs", || running(&hurdle, &terminal, levels.is_some(), "sleep 1000"));
     terminal.keys("\x03");
     terminal.expect("fold> ");
     status(&mut terminal, 130);
@@ -49,7 +58,7 @@ fn session(options: Option<&[&str]>) {
     // Ctrl-Z stops it; it is listed, continued in the background, brought back and ended.
     terminal.line("echo '<'again'>'; sleep 2000");
     terminal.expect("<again>");
-    until("sleep runs", || running(&hurdle, &terminal, options, "sleep 2000"));
+    until("sleep runs", || running(&hurdle, &terminal, levels.is_some(), "sleep 2000"));
     terminal.keys("\x1a");
     terminal.expect("Stopped");
     terminal.expect("fold> ");
@@ -97,12 +106,11 @@ fn session(options: Option<&[&str]>) {
 }
 
 /// True once a process with this command line is below the terminal, or carries the environment's mark.
-fn running(hurdle: &Hurdle, terminal: &Terminal, options: Option<&[&str]>, command: &str) -> Option<()> {
-    let found = match options {
-        Some(_) => hurdle_tests::leaks::processes_marked(hurdle.mark()),
-        None => {
-            hurdle_tests::leaks::descendants(terminal.id()).into_iter().map(hurdle_tests::leaks::describe).collect()
-        }
+fn running(hurdle: &Hurdle, terminal: &Terminal, marked: bool, command: &str) -> Option<()> {
+    let found = if marked {
+        hurdle_tests::leaks::processes_marked(hurdle.mark())
+    } else {
+        hurdle_tests::leaks::descendants(terminal.id()).into_iter().map(hurdle_tests::leaks::describe).collect()
     };
     found.iter().any(|line| line.trim_end().ends_with(&format!(": {command}"))).then_some(())
 }
@@ -114,17 +122,53 @@ fn native() {
 
 #[test]
 fn share() {
-    session(Some(&[]));
+    session(Some(&[&[]]));
 }
 
 #[test]
 fn local() {
-    session(Some(&["--net", "local"]));
+    session(Some(&[&["--net", "local"]]));
+}
+
+#[test]
+fn nested() {
+    session(Some(&[&["--net", "local"], &["--net", "local"]]));
+}
+
+/// A `hurdle run` in an environment's shell, the program of which is stopped and goes on, in the foreground and behind it.
+#[test]
+fn a_nested_one_is_a_job() {
+    for inner in ["", "--net local"] {
+        let (hurdle, mut terminal) = start(Some(&[&["--net", "local"]]));
+        terminal
+            .line(&format!("{} run {inner} -- sh -c 'echo \"<\"up\">\"; exec sleep 4000'", hurdle.binary().display()));
+        terminal.expect("<up>");
+        until("sleep runs", || running(&hurdle, &terminal, true, "sleep 4000"));
+        terminal.keys("\x1a");
+        terminal.expect("Stopped");
+        terminal.expect("fold> ");
+        status(&mut terminal, 147);
+        terminal.line("bg");
+        terminal.expect("sleep 4000' &");
+        terminal.expect("fold> ");
+        terminal.line("jobs");
+        terminal.expect("Running");
+        terminal.expect("fold> ");
+        terminal.line("fg");
+        terminal.expect("sleep 4000'");
+        terminal.keys("\x03");
+        terminal.expect("fold> ");
+        status(&mut terminal, 130);
+        // The terminal is as it was: it echoes, and ends lines.
+        terminal.line("exit 7");
+        assert_eq!(terminal.join().code(), Some(7), "{inner}");
+        hurdle.assert_nothing_left();
+    }
 }
 
 #[test]
 fn hangup_ends_the_environment() {
-    let (hurdle, mut terminal) = start(Some(&["--net", "local"]));
+    let (hurdle, mut terminal) = start(Some(&[&["--net", "local"]]));
     terminal.line("sleep 3000 & echo '<'started'>'");
     terminal.expect("<started>");
     drop(terminal);

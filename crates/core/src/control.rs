@@ -13,15 +13,14 @@ use hurdle_proto::core::{DOOR, EnvInfo, Swapped, core, door};
 use hurdle_proto::init::{Program, init};
 use hurdle_proto::server::{Peer, Stored, store};
 use hurdle_proto::spec::Spec;
-use hurdle_sys::process::Place;
-use hurdle_sys::{abstract_socket, process};
+use hurdle_sys::{abstract_socket, process, seqpacket};
 use hurdle_wire::tap::Tap;
 use hurdle_wire::{self as wire, Channel, Context, Fd, Refused, Router, ServeOptions, Stopper};
 use tokio::sync::oneshot;
 
 use crate::door::Door;
 use crate::env::{Ask, Mailbox};
-use crate::os;
+use crate::{nest, os};
 
 fn prefix() -> String {
     format!("hurdle/{}/", process::effective_ids().0)
@@ -40,7 +39,7 @@ pub fn connect(name: &str) -> io::Result<core::Client> {
     let (pid, uid) = abstract_socket::peer(&socket)?;
     // A program inside an environment that shares the network can take such a name, too, and is not to be trusted with
     // what a core is told.
-    if uid != process::effective_ids().0 || !same_place(&socket, pid).unwrap_or(false) {
+    if uid != process::effective_ids().0 || !same_place(&socket, pid, "self").unwrap_or(false) {
         return Err(io::Error::from_raw_os_error(os::EPERM));
     }
     Ok(core::Client::from(Channel::from(socket)))
@@ -49,10 +48,9 @@ pub fn connect(name: &str) -> io::Result<core::Client> {
 /// A client of the door of the environment that the caller is in, if its calls are trapped.
 pub fn knock() -> Option<door::Client> {
     // Who is below no filter needs none.
-    process::pidfd(i32::try_from(std::process::id()).ok()?)
-        .and_then(|own| Place::filters(&own))
-        .ok()
-        .filter(|n| *n > 0)?;
+    if !process::is_filtered() {
+        return None;
+    }
     let socket = abstract_socket::connect(DOOR).ok()?;
     let (pid, uid) = abstract_socket::peer(&socket).ok()?;
     // Its listener is pid 1 of the caller's environment, or of one around that, which is not seen from here: then it is the
@@ -64,6 +62,17 @@ pub fn knock() -> Option<door::Client> {
 /// What an id without a mapping shows as (user_namespaces(7)).
 const NOBODY: u32 = 65534;
 
+/// Whether an environment may have this name.
+pub fn legal(name: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (1..=64).contains(&name.len()) && name.chars().all(legal)
+}
+
+/// The core itself, as a caller.
+fn own() -> Peer {
+    Peer { pid: i32::try_from(std::process::id()).unwrap_or(0), uid: process::effective_ids().0 }
+}
+
 pub(crate) fn listen(name: &str) -> io::Result<OwnedFd> {
     abstract_socket::listen(&(prefix() + name))
 }
@@ -72,16 +81,18 @@ pub(crate) fn listen(name: &str) -> io::Result<OwnedFd> {
 pub(crate) fn admit(socket: &OwnedFd) -> io::Result<Option<Peer>> {
     let (pid, uid) = abstract_socket::peer(socket)?;
     let own = process::effective_ids().0;
-    Ok(((uid == own || uid == 0) && same_place(socket, pid)?).then_some(Peer { pid, uid }))
+    Ok(((uid == own || uid == 0) && same_place(socket, pid, "self")?).then_some(Peer { pid, uid }))
 }
 
-/// Whether the process at the other end of `socket`, `pid`, is in the caller's pid namespace: outside every environment.
-fn same_place(socket: &OwnedFd, pid: i32) -> io::Result<bool> {
+/// Whether the process at the other end of `socket`, `pid`, is in the pid namespace of `as_whom`: with `self`, outside every
+/// environment.
+pub(crate) fn same_place(socket: &OwnedFd, pid: i32, as_whom: &str) -> io::Result<bool> {
     let held = match abstract_socket::peer_pidfd(socket) {
         Err(e) if e.raw_os_error() == Some(os::ENOPROTOOPT) => process::pidfd(pid)?,
         held => held?,
     };
-    let same = std::fs::read_link(format!("/proc/{pid}/ns/pid"))? == std::fs::read_link("/proc/self/ns/pid")?;
+    let same =
+        std::fs::read_link(format!("/proc/{pid}/ns/pid"))? == std::fs::read_link(format!("/proc/{as_whom}/ns/pid"))?;
     // Alive after the look: so the number was its own, nobody else's.
     Ok(process::pid_of(held)? == pid && same)
 }
@@ -112,17 +123,40 @@ impl Callers {
         mailbox: Mailbox,
         init: Arc<init::Client>,
     ) -> io::Result<()> {
-        self.start(CALLERS, socket, peer, mailbox.clone(), move || {
-            core::service(Arc::new(Control { peer, mailbox, init })).into()
-        })
+        let control = Control { peer, mailbox: mailbox.clone(), init, callers: self.clone() };
+        self.start(CALLERS, socket, peer, mailbox, move || core::service(control).into(), || ())
+    }
+
+    /// The same for the core around this one, which holds up no end: it has the channel as long as it lives.
+    pub(crate) fn serve_above(&self, socket: OwnedFd, mailbox: Mailbox, init: Arc<init::Client>) -> io::Result<()> {
+        let control = Control { peer: own(), mailbox: mailbox.clone(), init, callers: self.clone() };
+        Callers::new(&self.tap).start(1, socket, own(), mailbox, move || core::service(control).into(), || ())
+    }
+
+    /// The same for who holds the environment: it ends with his channel.
+    pub(crate) fn serve_owner(&self, socket: OwnedFd, mailbox: Mailbox, init: Arc<init::Client>) -> io::Result<()> {
+        let (pid, uid) = abstract_socket::peer(&socket)?;
+        let peer = Peer { pid, uid };
+        let control = Control { peer, mailbox: mailbox.clone(), init, callers: self.clone() };
+        let end = mailbox.clone();
+        self.start(
+            CALLERS,
+            socket,
+            peer,
+            mailbox,
+            move || core::service(control).into(),
+            move || {
+                end.post(Ask::End(oneshot::channel().0));
+            },
+        )
     }
 
     /// Starts the thread of one program inside, which is below so many seccomp filters. EAGAIN: there are too many.
     pub(crate) fn serve_door(&self, socket: OwnedFd, filters: u32, mailbox: Mailbox) -> io::Result<()> {
         let (pid, uid) = abstract_socket::peer(&socket)?;
         let peer = abstract_socket::peer_pidfd(&socket)?;
-        let router = move || door::service(Arc::new(Door::new(peer, filters))).into();
-        self.start(GUESTS, socket, Peer { pid, uid }, mailbox, router)
+        let router = move || door::service(Door::new(peer, filters)).into();
+        self.start(GUESTS, socket, Peer { pid, uid }, mailbox, router, || ())
     }
 
     fn start(
@@ -132,6 +166,7 @@ impl Callers {
         peer: Peer,
         mailbox: Mailbox,
         router: impl FnOnce() -> Router + Send + 'static,
+        after: impl FnOnce() + Send + 'static,
     ) -> io::Result<()> {
         if self.threads.load(Ordering::SeqCst) >= most {
             return Err(io::Error::from_raw_os_error(os::EAGAIN));
@@ -144,6 +179,7 @@ impl Callers {
         std::thread::Builder::new().spawn(move || {
             let _counted = counted;
             let _ = hurdle_wire::serve(&Channel::from(socket), &router(), &options);
+            after();
         })?;
         Ok(())
     }
@@ -193,6 +229,7 @@ struct Control {
     peer: Peer,
     mailbox: Mailbox,
     init: Arc<init::Client>,
+    callers: Callers,
 }
 
 /// Asks the loop, and waits for its answer.
@@ -200,6 +237,13 @@ async fn ask<T>(mailbox: &Mailbox, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) 
     let (answer, answered) = oneshot::channel();
     mailbox.post(ask(answer));
     answered.await.map_err(|_| Refused::new(os::ESRCH, "the environment is ending"))
+}
+
+impl Control {
+    async fn inside(&self) -> Result<Vec<(String, core::Client)>, Refused> {
+        let (below, init) = ask(&self.mailbox, Ask::Below).await?;
+        Ok(nest::named(below, init).await)
+    }
 }
 
 impl core::Server for Control {
@@ -233,6 +277,31 @@ impl core::Server for Control {
             return ask(&self.mailbox, Ask::End).await;
         }
         Ok(self.init.signal(0, signal).await?)
+    }
+
+    async fn serve(&self, _: &Context, interface: String, server: Fd) -> Result<(), Refused> {
+        let (server, peer) = (server.into_owned()?, self.peer);
+        ask(&self.mailbox, |answer| Ask::Serve { interface, server, peer, answer }).await?
+    }
+
+    async fn below(&self, _: &Context) -> Result<Vec<String>, Refused> {
+        Ok(self.inside().await?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    async fn reach(&self, context: &Context, name: String) -> Result<Fd, Refused> {
+        let (name, rest) = name.split_once('/').unwrap_or((&name, ""));
+        if name.is_empty() {
+            let (ours, theirs) = seqpacket::pair()?;
+            self.callers.serve(ours, self.peer, self.mailbox.clone(), self.init.clone())?;
+            return Ok(Fd::from(theirs));
+        }
+        let below = self.inside().await?;
+        let found = below.iter().find(|(other, _)| other == name);
+        let (_, core) = found.ok_or_else(|| {
+            let names: Vec<&str> = below.iter().map(|(name, _)| name.as_str()).collect();
+            Refused::new(os::ENOENT, format!("no environment {name:?} inside; there is {}", names.join(", ")))
+        })?;
+        Ok(core.reach(rest.to_string()).within(context).await?)
     }
 }
 

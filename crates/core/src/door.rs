@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hurdle_proto::core::door;
 use hurdle_proto::init::Program;
-use hurdle_sys::process::{self, Place};
+use hurdle_sys::process::{self, Place, State};
 use hurdle_wire::{Context, Refused};
 
 use crate::inside::prepare;
@@ -57,9 +57,13 @@ impl door::Server for Door {
         held(&self.started).insert(pid, process::pidfd(pid).inspect_err(|_| ended())?);
         let started = self.started.clone();
         let waiter = std::thread::Builder::new().spawn(move || {
-            if let Ok(ended) = process::wait_end(pid) {
+            let mut status = File::from(status);
+            while let Ok((_, now)) = process::wait(Some(pid)) {
                 // One who asked and does not read holds up nobody.
-                let _ = File::from(status).write_all(&ended.to_bytes());
+                let _ = status.write_all(&now.to_bytes());
+                if matches!(now.state(), State::Exited(_) | State::Killed(_)) {
+                    break;
+                }
             }
             held(&started).remove(&pid);
         });

@@ -1,5 +1,7 @@
 //! The loop of a core: one thread owns the environment and hears everything that happens to it.
 
+mod job;
+mod offer;
 mod stand;
 mod swap;
 mod trace;
@@ -22,8 +24,8 @@ use hurdle_wire::{CallError, Channel, Connection, Fd, Refused};
 use tokio::sync::oneshot;
 
 use crate::control::Callers;
-use crate::inside::FIRST_GROUP;
 use crate::launch::{self, Launched};
+use crate::nest::{self, Below};
 use crate::right::{Borrower, Holder, Right};
 use crate::{Error, Policy, Setup, control, os};
 
@@ -59,6 +61,15 @@ pub(crate) enum Ask {
         interfaces: Vec<String>,
         answer: Answer<Result<OwnedFd, Refused>>,
     },
+    /// A server in the process of a caller.
+    Serve {
+        interface: String,
+        server: OwnedFd,
+        peer: Peer,
+        answer: Answer<Result<(), Refused>>,
+    },
+    /// What may be environments inside, and the number of pid 1.
+    Below(Answer<(Vec<Below>, i32)>),
     Wait(Answer<i32>),
     End(Answer<()>),
     Put {
@@ -119,10 +130,18 @@ enum Source {
     Control,
     /// A program inside wants a sub-environment.
     Door,
+    /// A core inside makes itself known.
+    Nest,
+    /// The core around this one asks.
+    Above,
+    /// That of environment N inside has ended.
+    Below(usize),
     /// A trap or a client's message for right N, which nobody serves.
     Activate(usize),
     /// The holder of right N has ended.
     Ended(usize),
+    /// The caller who serves right N has let go of it.
+    Released(usize),
     /// It wrote to its standard error.
     Stderr(usize),
     /// One who traces has gone.
@@ -145,6 +164,11 @@ pub(crate) struct Env {
     listener: Option<OwnedFd>,
     /// Where programs inside come to.
     door: Option<OwnedFd>,
+    /// Where cores inside come to.
+    nest: Option<OwnedFd>,
+    below: Vec<Below>,
+    /// Where the core around this one asks, until it does.
+    above: Option<OwnedFd>,
     /// How many seccomp filters they are below.
     filters: u32,
     callers: Callers,
@@ -175,8 +199,7 @@ impl Env {
             Some(name) => name,
             None => format!("run-{}", std::process::id()),
         };
-        let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if name.is_empty() || name.len() > 64 || !name.chars().all(legal) {
+        if !control::legal(&name) {
             return Err(Error::BadName(name));
         }
         if name == "host" {
@@ -186,6 +209,7 @@ impl Env {
             io::ErrorKind::AddrInUse => Error::NameTaken(name.clone()),
             _ => Error::System("the control socket can't be made", e),
         })?;
+        let above = nest::enrol();
         let command = setup.start.argv.iter().map(|a| a.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let foreground = setup.start.group == Group::Foreground;
         let job: &[i32] = if foreground { &[os::SIGCONT, os::SIGTSTP] } else { &[] };
@@ -222,6 +246,9 @@ impl Env {
             signals,
             listener: Some(listener),
             door: None,
+            nest: None,
+            below: Vec::new(),
+            above,
             filters: 0,
             callers: Callers::new(&tracing.tap),
             guests: Callers::new(&tracing.tap),
@@ -242,6 +269,10 @@ impl Env {
             // What stands half is of no use to anybody.
             let _ = process::signal(&env.launched.init.pidfd, os::SIGKILL);
         })?;
+        if let Some(owner) = setup.owner {
+            let served = env.callers.serve_owner(owner, env.mailbox.clone(), env.init.clone());
+            served.map_err(system("no thread for who holds it"))?;
+        }
         Ok(env)
     }
 
@@ -299,6 +330,10 @@ impl Env {
                 }
                 Source::Control => self.admit(),
                 Source::Door => self.open_door(),
+                Source::Nest => self.open_nest(),
+                Source::Above => self.answer_above(),
+                Source::Below(n) => self.forget(n),
+                Source::Released(n) => self.rights[n].released(),
                 Source::Activate(n) => self.lend(n),
                 Source::Ended(n) => self.server_ended(n),
                 Source::Stderr(n) => self.rights[n].drain_stderr(),
@@ -352,6 +387,16 @@ impl Env {
         for channel in self.tracing.channels() {
             watch(Source::Tracer, channel.as_fd(), Until::Ended);
         }
+        if let Some(nest) = &self.nest {
+            watch(Source::Nest, nest.as_fd(), Until::Readable);
+        }
+        // Who asks before it stands waits.
+        if let (Some(above), true) = (&self.above, self.launched.words.is_empty()) {
+            watch(Source::Above, above.as_fd(), Until::Readable);
+        }
+        for (n, below) in self.below.iter().enumerate() {
+            watch(Source::Below(n), below.channel.as_fd(), Until::Ended);
+        }
         for (n, right) in self.rights.iter().enumerate() {
             if let Holder::Lent(borrower) = &right.holder {
                 // What it wrote before its end is heard first.
@@ -359,6 +404,9 @@ impl Env {
                     watch(Source::Stderr(n), stderr.as_fd(), Until::Readable);
                 }
                 watch(Source::Ended(n), borrower.pidfd.as_fd(), Until::Readable);
+            }
+            if let Some(channel) = right.guest() {
+                watch(Source::Released(n), channel.as_fd(), Until::Ended);
             }
             if right.waits()
                 && let Some(bell) = right.bell()
@@ -488,14 +536,24 @@ impl Env {
             Ask::Lookup { interface, peer, answer } => {
                 let result = self.find(&interface).and_then(|n| {
                     let right = &mut self.rights[n];
-                    let served = self.policy.server(&interface, &right.spec, right.trap().is_some());
-                    served.map_err(|why| Refused::new(os::EOPNOTSUPP, why))?;
+                    if right.guest().is_none() {
+                        let served = self.policy.server(&interface, &right.spec, right.trap().is_some());
+                        served.map_err(|why| Refused::new(os::EOPNOTSUPP, why))?;
+                    }
                     right.connect(peer)
                 });
                 let _ = answer.send(result);
             }
             Ask::Swap { interface, spec, answer } => self.swap(&interface, spec, answer),
             Ask::Trace { interfaces, answer } => _ = answer.send(self.trace(interfaces)),
+            Ask::Serve { interface, server, peer, answer } => {
+                let _ = answer.send(self.offer(&interface, server, peer));
+            }
+            Ask::Below(answer) => {
+                // Also those who have just come.
+                self.open_nest();
+                let _ = answer.send((self.below.clone(), self.launched.init.pid));
+            }
             Ask::Wait(answer) => self.waiters.push(answer),
             Ask::End(answer) => {
                 self.ending = true;
@@ -575,56 +633,6 @@ impl Env {
         }
     }
 
-    fn forward_signals(&mut self) {
-        while let Ok(Some((signal, from_terminal))) = self.signals.next() {
-            match (signal, from_terminal, self.foreground) {
-                (os::SIGCONT, _, _) => self.go_on(),
-                // `fg` of a job that was running: the terminal thinks of us, and means the program's group.
-                (_, true, true) => {
-                    self.tell(|init| _ = init.foreground().deadline(PATIENCE).wait());
-                    self.tell(move |init| _ = init.signal(FIRST_GROUP, signal).deadline(PATIENCE).wait());
-                }
-                // It has reached a program of our own process group already.
-                (_, true, false) => {}
-                (_, false, _) => self.tell(move |init| _ = init.signal(0, signal).deadline(PATIENCE).wait()),
-            }
-        }
-    }
-
-    /// Calls init, in the order of asking, without waiting for it.
-    fn tell(&mut self, call: impl FnOnce(&init::Client) + Send + 'static) {
-        if self.teller.is_none() {
-            let (init, (sender, calls)) = (self.init.clone(), channel::<Tell>());
-            let teller = std::thread::Builder::new().spawn(move || calls.iter().for_each(|call| call(&init)));
-            self.teller = teller.ok().map(|_| sender);
-        }
-        match &self.teller {
-            Some(teller) => _ = teller.send(Box::new(call)),
-            None => call(&self.init),
-        }
-    }
-
-    /// The program in the foreground has stopped: so does `hurdle run`, for the shell that started it; then both go on.
-    fn stop(&mut self, signal: i32) {
-        let stdin = io::stdin();
-        if matches!(signal, os::SIGTTIN | os::SIGTTOU) && tty::in_foreground(&stdin) {
-            // It was brought to the foreground while it ran, and has not heard of it.
-            return self.go_on();
-        }
-        let _ = tty::set_foreground(&stdin, 0);
-        // Until SIGCONT, which is heard as a signal.
-        process::stop_self();
-    }
-
-    /// A job in the foreground of the terminal, or in its background, goes on.
-    fn go_on(&mut self) {
-        if tty::in_foreground(io::stdin()) {
-            self.tell(|init| _ = init.foreground().deadline(PATIENCE).wait());
-        } else {
-            self.tell(|init| _ = init.signal(0, os::SIGCONT).deadline(PATIENCE).wait());
-        }
-    }
-
     /// Ends what is left, servers first, and waits for the end of pid 1, which is the end of all others inside.
     fn take_down(&mut self, status: Option<Status>) {
         if self.foreground {
@@ -634,6 +642,7 @@ impl Env {
         self.admit();
         self.listener = None;
         self.door = None;
+        self.nest = None;
         self.rights.clear();
         let _ = process::signal(&self.launched.init.pidfd, os::SIGKILL);
         let _ = process::wait_end(self.launched.init.pid);

@@ -23,13 +23,14 @@ use hurdle_sys::{abstract_socket, seqpacket, tty};
 use hurdle_wire::{Channel, Context, Fd, Refused, ServeOptions};
 
 use crate::files::{self, Prepared};
-use crate::os;
+use crate::{nest, os};
 
 /// What the core says before the new namespace has its maps; the core then writes them and answers.
 pub(crate) const GO: &[u8] = b"g";
 /// What init says before its files stand, if the fs server must show them; what that server needs comes along.
 pub(crate) const ATTACH: u8 = b'a';
-/// What init says once the environment stands, if calls are trapped: their listener comes along, and the network namespace.
+/// What init says once the environment stands: where cores inside come to comes along, and, if calls are trapped, their listener,
+/// the network namespace and the door.
 pub(crate) const READY: u8 = b'r';
 /// What init says once its first program's exec has succeeded.
 pub(crate) const STARTED: u8 = b's';
@@ -69,7 +70,7 @@ pub(crate) fn run(mut inside: Inside<'_>) -> i32 {
     process::close_all_but(&mut keep);
     match set_up(&inside) {
         Ok(lent) => {
-            if !lent.is_empty() && lend(&inside.control, READY, &lent).is_err() {
+            if lend(&inside.control, READY, &lent).is_err() {
                 return 1;
             }
         }
@@ -139,7 +140,9 @@ fn set_up(inside: &Inside<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
         let guard = Filter::without_typing().and_then(|filter| filter.install_alone());
         guard.map_err(at("programs can't be kept from typing on the terminal (seccomp)"))?;
     }
-    let Some(filter) = &inside.filter else { return Ok(Vec::new()) };
+    // Before the filter, as the door. Without it those inside are not seen from outside, and nothing else is lost.
+    let nest = nest::listen().ok().map(|nest| ("nest", nest));
+    let Some(filter) = &inside.filter else { return Ok(nest.into_iter().collect()) };
     // From here, where it can't be gone yet.
     let network = Network::of(std::process::id()).map_err(at("its network namespace can't be seen"))?;
     // Before the filter: nobody could answer its bind(2). Without it there are no traps below these, and nothing else is lost.
@@ -155,7 +158,8 @@ fn set_up(inside: &Inside<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
         };
         format!("system calls can't be trapped (seccomp user notification): {e}; {hint}")
     })?;
-    Ok([("trap", trap), ("network", network.into())].into_iter().chain(door.map(|door| ("door", door))).collect())
+    let lent = [("trap", trap), ("network", network.into())].into_iter().chain(door.map(|door| ("door", door)));
+    Ok(lent.chain(nest).collect())
 }
 
 /// Whose status goes where.

@@ -65,7 +65,7 @@ pub(crate) fn launch(plan: &Plan, start: Start, mask: SignalMask, policy: &dyn P
         })?;
     let (control, inner) = seqpacket::pair().map_err(system(OUT_OF_FDS))?;
     let (status, inner_status) = process::pipe().map_err(system(OUT_OF_FDS))?;
-    let words = [(plan.root.is_mirrored(), ATTACH), (filter.is_some(), READY), (start.confirm, STARTED)];
+    let words = [(plan.root.is_mirrored(), ATTACH), (true, READY), (start.confirm, STARTED)];
     let words = words.into_iter().filter_map(|(expected, word)| expected.then_some(word)).collect();
     let prepared = files::prepare(plan, &|layer| policy.made(layer)).map_err(Error::SetUp)?;
     let layer = prepared.layer.as_ref().map(OwnedFd::try_clone).transpose().map_err(system(OUT_OF_FDS))?;

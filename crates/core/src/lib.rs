@@ -9,7 +9,7 @@
 //! - `env`: the loop that owns all of it, on the main thread alone, so nothing is locked; it starts every process, since
 //!   what it starts dies with this thread;
 //! - `control`: the `core` interface on an abstract socket, a thread per caller, which only asks the loop; `door`: the way to a
-//!   sub-environment, for programs inside.
+//!   sub-environment, for programs inside; `nest`: how the core around an environment comes to know it.
 
 mod control;
 mod door;
@@ -17,6 +17,7 @@ mod env;
 mod files;
 mod inside;
 mod launch;
+mod nest;
 mod os;
 mod refuse;
 mod right;
@@ -30,7 +31,7 @@ use hurdle_proto::plan::Plan;
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::Status;
 
-pub use control::{connect, knock, names};
+pub use control::{connect, knock, legal as is_name, names};
 pub use env::FORWARDED;
 pub use launch::Start;
 pub use os::{complain, exec_failure};
@@ -76,6 +77,8 @@ pub struct Setup {
     pub rights: Vec<(String, Spec)>,
     /// Its first program.
     pub start: Start,
+    /// A channel for the `core` interface whose other end holds the environment: it ends with that.
+    pub owner: Option<OwnedFd>,
     /// The meaning of the specs.
     pub policy: Box<dyn Policy>,
 }

@@ -72,6 +72,8 @@ pub(crate) enum Holder {
     BackOff(Instant),
     /// This process.
     Lent(Borrower),
+    /// A caller who serves it himself.
+    Guest(Guest),
     /// Nobody, for this reason, until a swap. Trapped calls are refused.
     Failed { reason: String, _refuser: Option<Refuser> },
 }
@@ -90,6 +92,14 @@ pub(crate) struct Borrower {
     pub(crate) ready: bool,
     /// Its number may mean another process by now.
     pub(crate) reaped: bool,
+}
+
+/// A server in the process of a caller.
+pub(crate) struct Guest {
+    peer: Peer,
+    channel: Channel,
+    server: server::server::Client,
+    since: Instant,
 }
 
 /// A swap under way.
@@ -120,6 +130,7 @@ pub(crate) struct Right {
     deaths: u32,
     swaps: u32,
     stderr: Words,
+    was_guest: bool,
 }
 
 impl Right {
@@ -136,6 +147,7 @@ impl Right {
             deaths: 0,
             swaps: 0,
             stderr: Words::default(),
+            was_guest: false,
         }
     }
 
@@ -207,8 +219,37 @@ impl Right {
             };
             told.map_err(|e| Refused::new(os::EAGAIN, format!("the {} server takes no clients: {e}", self.interface)))?;
         }
+        if let Holder::Guest(guest) = &self.holder {
+            // No copy is kept: with this server its clients' channels end.
+            let channel = Fd::from(ours.into_owned()?);
+            guest.server.connect(ClientChannel { peer, channel }).deadline(ROOM).wait()?;
+            return Ok(theirs);
+        }
         self.clients.push(Client { peer, channel: ours });
         Ok(theirs)
+    }
+
+    /// Lends it to a caller, who is called on `channel`.
+    pub(crate) fn lend_to_guest(&mut self, channel: Channel, peer: Peer) {
+        let server = server::server::Client::from(channel.clone());
+        self.holder = Holder::Guest(Guest { peer, channel, server, since: Instant::now() });
+    }
+
+    /// The channel to the caller who serves it.
+    pub(crate) fn guest(&self) -> Option<&Channel> {
+        if let Holder::Guest(guest) = &self.holder { Some(&guest.channel) } else { None }
+    }
+
+    /// He has let go of it.
+    pub(crate) fn released(&mut self) {
+        let reason = "who served it has let go of it".to_string();
+        self.holder = Holder::Failed { reason, _refuser: None };
+        self.was_guest = true;
+    }
+
+    /// Whether a caller may serve it, as another one did.
+    pub(crate) fn vacant(&self) -> bool {
+        self.was_guest && matches!(self.holder, Holder::Failed { .. })
     }
 
     /// What callers get while the right is failed: the errno that a broken service of this kind gives.
@@ -337,6 +378,10 @@ impl Right {
                 Holder::Lent(borrower) => RightState::Running {
                     pid: borrower.pid,
                     up_ms: u64::try_from(borrower.since.elapsed().as_millis()).unwrap_or(u64::MAX),
+                },
+                Holder::Guest(guest) => RightState::Running {
+                    pid: guest.peer.pid,
+                    up_ms: u64::try_from(guest.since.elapsed().as_millis()).unwrap_or(u64::MAX),
                 },
                 Holder::Failed { reason, .. } => RightState::Failed { reason: reason.clone() },
             },

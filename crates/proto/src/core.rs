@@ -92,6 +92,13 @@ hurdle_wire::interface! {
         /// Has calls and traps reported: of the servers of these interfaces and of the core's own (`core`, `door`, `store`,
         /// `init`); empty: of all. Returns a channel on which the core calls `tracer`; it ends when that does.
         7 fn trace(interfaces: Vec<String>) -> Fd;
+        /// Adds an interface, served by who holds the other end of `server`: a channel of the `server` interface on which only
+        /// `connect` is called, once for each client. When it ends nobody serves the interface; then it may be added again.
+        8 fn serve(interface: String, server: Fd) -> ();
+        /// The names of the environments that were started inside.
+        9 idempotent fn below() -> Vec<String>;
+        /// A channel to the core of one of them.
+        10 idempotent fn reach(name: String) -> Fd;
     }
 }
 
@@ -131,3 +138,8 @@ hurdle_wire::interface! {
         2 fn signal(number: i32, signal: i32) -> ();
     }
 }
+
+/// The abstract name on which pid 1 of an environment listens for the cores in it begins so; the number of its pid namespace
+/// follows. Who connects serves [`core`](mod@core) on the connection. So who may look at an environment can reach those below it; nobody
+/// learns of one above.
+pub const NEST: &str = "hurdle-nest/";

@@ -199,9 +199,14 @@ pub struct Plan {
 impl Plan {
     /// All shared, but for the namespaces that every environment has; ids as outside.
     pub fn new() -> io::Result<Plan> {
-        Ok(Plan {
+        Ok(Plan::of(IdMap::same()?))
+    }
+
+    /// The same with these ids.
+    pub fn of(ids: IdMap) -> Plan {
+        Plan {
             namespaces: Namespaces::BASE,
-            ids: IdMap::same()?,
+            ids,
             root: Root::Parent,
             mounts: Vec::new(),
             host_name: None,
@@ -210,6 +215,6 @@ impl Plan {
             guard_terminal: false,
             setuid: false,
             notes: Vec::new(),
-        })
+        }
     }
 }

@@ -136,6 +136,11 @@ pub fn clone_init(namespaces: Namespaces, child: impl FnOnce() -> i32) -> io::Re
     }
 }
 
+/// The number of the caller's pid namespace: no other one has it while that lives.
+pub fn own_pid_namespace() -> io::Result<u64> {
+    Ok(std::os::unix::fs::MetadataExt::ino(&std::fs::metadata("/proc/self/ns/pid")?))
+}
+
 /// sethostname(2) in the caller's uts namespace. EINVAL: longer than 64 bytes.
 pub fn set_hostname(name: &str) -> io::Result<()> {
     Ok(nix::unistd::sethostname(name)?)

@@ -103,6 +103,18 @@ pub fn close_all_but(keep: &mut [RawFd]) {
     unsafe { libc::syscall(libc::SYS_close_range, next as u32, u32::MAX, 0) };
 }
 
+/// Whether the caller is below a seccomp filter (PR_GET_SECCOMP, prctl(2)).
+pub fn is_filtered() -> bool {
+    // SAFETY: takes integers only.
+    unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) == 2 }
+}
+
+/// Ignores a signal (SIG_IGN, signal(7)); what the caller starts does, too.
+pub fn ignore(signal: i32) {
+    // SAFETY: no handler is installed; an unknown number is refused.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
 /// pipe2(2): (read end, write end), close-on-exec.
 pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
@@ -203,9 +215,9 @@ pub fn detach() -> io::Result<Option<i32>> {
 /// Numbers that callers name (signal(7), errno(3)).
 pub mod numbers {
     pub use libc::{
-        EAGAIN, EBUSY, ECONNREFUSED, EINVAL, EIO, ENETDOWN, ENOENT, ENOPROTOOPT, EOPNOTSUPP, EPERM, ESRCH, SIGCHLD,
-        SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2,
-        SIGWINCH,
+        EAGAIN, EBUSY, ECONNREFUSED, EEXIST, EINVAL, EIO, ENETDOWN, ENOENT, ENOPROTOOPT, EOPNOTSUPP, EPERM, ESRCH,
+        SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1,
+        SIGUSR2, SIGWINCH,
     };
 }
 

@@ -4,7 +4,7 @@ use std::io;
 
 use hurdle_proto::plan::{IdMap, MapWriter, Plan};
 use hurdle_proto::spec::{Spec, SpecError};
-use hurdle_sys::ns::{Extent, Ids, map_helper};
+use hurdle_sys::ns::{Extent, Ids, map_helper, own_ids};
 use hurdle_sys::process::effective_ids;
 
 /// The kinds there are.
@@ -72,11 +72,20 @@ fn range(extents: fn(u32, (u32, u32)) -> Vec<Extent>) -> Result<IdMap, String> {
             return Err(format!("{helper} is not installed (package uidmap)"));
         }
     }
-    let all = |file: &str, own| -> Result<Vec<Extent>, String> {
+    let all = |which, file: &str, own| -> Result<Vec<Extent>, String> {
         let granted = granted(file, uid, name.as_deref()).map_err(|e| format!("{file}: {e}"))?;
-        Ok(extents(own, granted.ok_or_else(|| format!("{file} grants no ids to uid {uid}"))?))
+        let (first, count) = granted.ok_or_else(|| format!("{file} grants no ids to uid {uid}"))?;
+        let here = own_ids(which).map_err(|e| e.to_string())?;
+        let covers = |e: &Extent| {
+            first >= e.inside && u64::from(first) + u64::from(count) <= u64::from(e.inside) + u64::from(e.count)
+        };
+        if !here.iter().any(covers) {
+            return Err(format!("the ids that {file} grants are not there in the environment around this one"));
+        }
+        Ok(extents(own, (first, count)))
     };
-    Ok(IdMap { users: all("/etc/subuid", uid)?, groups: all("/etc/subgid", gid)?, writer: MapWriter::Helper })
+    let (users, groups) = (all(Ids::Users, "/etc/subuid", uid)?, all(Ids::Groups, "/etc/subgid", gid)?);
+    Ok(IdMap { users, groups, writer: MapWriter::Helper })
 }
 
 /// Root inside is the caller, and the ids from 1 on are those granted.

@@ -27,7 +27,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a program (your shell, if you name none) in an environment of its own.
     Run(Run),
-    /// List your environments; with a name, one and all about its servers.
+    /// List your environments, and those in them (as `outer/inner`); with a name, one and all about its servers.
     Ls {
         /// The environment.
         #[arg(add = ArgValueCompleter::new(complete::environments))]
@@ -136,6 +136,9 @@ pub(crate) enum Command {
         /// The layer on disk.
         path: PathBuf,
     },
+    /// Do nothing until a signal ends it (the first program of an environment that another program holds).
+    #[command(hide = true)]
+    Idle,
     /// A part of `hurdle demo`.
     #[command(hide = true)]
     DemoPeer {
@@ -187,6 +190,9 @@ pub(crate) struct Run {
     /// Hand down this open fd too (of those above 2, none goes down by itself).
     #[arg(long = "fd", value_name = "N", value_parser = clap::value_parser!(i32).range(3..256))]
     pub(crate) fds: Vec<i32>,
+    /// End with the channel that this open fd is, on which its core is called (what `hurdle-embed` holds).
+    #[arg(long, hide = true, value_name = "N", conflicts_with = "detach", value_parser = clap::value_parser!(i32).range(3..256))]
+    pub(crate) owner: Option<i32>,
     /// The program and its arguments.
     #[arg(trailing_var_arg = true, value_hint = ValueHint::CommandWithArguments)]
     pub(crate) command: Vec<OsString>,

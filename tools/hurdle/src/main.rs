@@ -70,6 +70,9 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
         },
         Command::Ask { name } => commands::exit::ask_here(&name),
         Command::Memory { what, path } => cow::memory_here(what == "store", &path),
+        Command::Idle => loop {
+            std::thread::park();
+        },
         Command::Doctor => commands::doctor::doctor(json),
         Command::Demo => commands::demo::demo(json),
         Command::DemoPeer { arguments } => commands::demo::peer(&arguments),

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use hurdle_core::{Command, Policy};
-use hurdle_proto::plan::{IdMap, Layered, Plan};
+use hurdle_proto::plan::{IdMap, Layered, MapWriter, Plan};
 use hurdle_proto::spec::{Layer, Spec, SpecError};
 use hurdle_sys::process;
 
@@ -50,7 +50,8 @@ pub(crate) fn plan<H>(
 
 /// Whether these servers need trapped calls.
 pub(crate) fn traps(rights: &[(String, Spec)], swappable: bool) -> Result<bool, crate::Failure> {
-    let mut plan = Plan::new()?;
+    // Whose it is makes no difference.
+    let mut plan = Plan::of(IdMap { users: Vec::new(), groups: Vec::new(), writer: MapWriter::Itself });
     for (_, spec) in rights.iter().filter(|(interface, _)| interface == "net") {
         hurdle_net::plan(spec, swappable, &mut plan)?;
     }

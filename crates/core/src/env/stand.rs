@@ -45,13 +45,22 @@ impl Env {
     pub(super) fn word(&mut self) -> Result<(), Error> {
         let ready = self.launched.words.front() == Some(&READY);
         let lent = self.launched.word()?;
-        if ready && !lent.is_empty() {
+        if !ready {
+            return Ok(());
+        }
+        let mut attachments = Vec::new();
+        for (name, fd) in lent {
+            match name.as_str() {
+                "nest" => self.nest = Some(fd),
+                "door" => self.door = Some(fd),
+                _ => attachments.push((name, fd)),
+            }
+        }
+        if !attachments.is_empty() {
             let n = self.find("net").map_err(|e| Error::SetUp(e.reason))?;
             let ledger = Ledger::create().map_err(|e| Error::System("no memory for trapped calls", e))?;
-            let (door, lent): (Vec<_>, Vec<_>) = lent.into_iter().partition(|(name, _)| name == "door");
-            self.door = door.into_iter().next().map(|(_, door)| door);
             self.filters = Place::filters(&self.launched.init.pidfd).unwrap_or(0);
-            self.rights[n].attachments.extend(lent.into_iter().chain([("ledger".to_string(), ledger)]));
+            self.rights[n].attachments.extend(attachments.into_iter().chain([("ledger".to_string(), ledger)]));
         }
         Ok(())
     }

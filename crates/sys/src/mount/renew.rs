@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::{FsFlags, statvfs};
 
-use super::{NONE, attach, copy_of};
+use super::{NONE, attach, copy_of, list};
 
 /// Covers `target`, where an instance of file system `kind` is, with one of the caller's own namespaces, as read-only as it.
 /// What is mounted below stays in its places. Either all of it happens or nothing.
@@ -20,7 +20,11 @@ use super::{NONE, attach, copy_of};
 pub fn renew(kind: &str, target: &Path) -> io::Result<()> {
     // It may be a name that only means the place (see `Place::path`).
     let target = &target.canonicalize()?;
-    let below = mounts_below(target, &std::fs::read("/proc/self/mountinfo")?);
+    // A deep one has hundreds of mounts, and few of them below this one; older kernels list all of them or none.
+    let below = match list::below(target) {
+        Ok(points) => topmost(points),
+        Err(_) => mounts_below(target, &std::fs::read("/proc/self/mountinfo")?),
+    };
     let held = below.iter().map(|path| Ok((path, copy_of(path, true)?)));
     let held = held.collect::<io::Result<Vec<(&PathBuf, OwnedFd)>>>()?;
     let mut flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -38,11 +42,15 @@ pub fn renew(kind: &str, target: &Path) -> io::Result<()> {
 fn mounts_below(target: &Path, mountinfo: &[u8]) -> Vec<PathBuf> {
     let points = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
     let points = points.map(|point| PathBuf::from(OsString::from_vec(unescaped(point))));
-    let mut below: Vec<PathBuf> = points.filter(|point| point != target && point.starts_with(target)).collect();
-    below.sort();
+    topmost(points.filter(|point| point != target && point.starts_with(target)).collect())
+}
+
+/// Those that are below no other of them.
+fn topmost(mut points: Vec<PathBuf>) -> Vec<PathBuf> {
+    points.sort();
     // Sorted by components: what is below another one follows it.
-    below.dedup_by(|later, earlier| later.starts_with(earlier));
-    below
+    points.dedup_by(|later, earlier| later.starts_with(earlier));
+    points
 }
 
 /// Blanks, line ends and backslashes are written as three octal digits.
@@ -79,5 +87,17 @@ mod tests {
             33 21 0:31 / /sys/fs/cgroup2 rw - tmpfs none rw\n";
         let found = mounts_below(Path::new("/sys"), table);
         assert_eq!(found, ["/sys/fs/cgroup", "/sys/fs/cgroup2", "/sys/kernel/a b\\c"].map(PathBuf::from));
+    }
+
+    #[test]
+    fn the_kernel_lists_the_same_ones() {
+        let table = std::fs::read("/proc/self/mountinfo").unwrap();
+        for target in ["/sys", "/proc", "/dev"].map(Path::new) {
+            match list::below(target) {
+                Ok(points) => assert_eq!(topmost(points), mounts_below(target, &table), "{target:?}"),
+                // Before Linux 6.8; or no mount is there.
+                Err(e) => assert!([libc::ENOSYS, libc::EINVAL].contains(&e.raw_os_error().unwrap()), "{e}"),
+            }
+        }
     }
 }

@@ -228,8 +228,11 @@ impl Launch {
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
-                let placed = self.place.as_ref().map_or(0, |place| place.step_in(report.as_raw_fd(), &keep));
-                let errno = if placed == 0 { self.exec(parent, &moves, &argv, &envp) } else { placed };
+                let exec = || self.exec(parent, &moves, &argv, &envp);
+                let errno = match &self.place {
+                    Some(place) => place.step_in(report.as_raw_fd(), &keep, &exec),
+                    None => exec(),
+                };
                 // SAFETY: writes four bytes of a local to an open fd, then ends the child.
                 unsafe {
                     libc::write(report.as_raw_fd(), (&raw const errno).cast(), 4);
@@ -243,16 +246,19 @@ impl Launch {
                     let read = retry(|| nix::unistd::read(&verdict, &mut word))?;
                     Ok((read > 0).then_some(i32::from_ne_bytes(word)))
                 };
-                let mut pid = pid;
-                let mut said = next()?;
-                if self.place.is_some() && said.is_none_or(|number| number < 0) {
-                    // The helper has made the process, which is this one's child, and has ended.
-                    let _ = wait_end(pid);
-                    pid = -said.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
-                    said = next()?;
+                let (mut made, mut failed) = (None, None);
+                while let Some(said) = next()? {
+                    if said < 0 { made = Some(-said) } else { failed = Some(said) }
                 }
-                let Some(errno) = said else { return Ok(pid) };
-                let _ = wait_end(pid);
+                let mut pid = Some(pid);
+                if self.place.is_some() {
+                    // The helper has ended; the process that it made is this one's child.
+                    let _ = pid.map(wait_end);
+                    pid = made;
+                    failed = failed.or(made.is_none().then_some(libc::ESRCH));
+                }
+                let Some(errno) = failed else { return pid.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH)) };
+                let _ = pid.map(wait_end);
                 Err(io::Error::from_raw_os_error(errno))
             }
         }

@@ -2,9 +2,12 @@
 //! rights. What is not taken over are its seccomp filters, which is the point: a trap can't be added below another one.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use crate::seccomp::Filter;
 
@@ -53,6 +56,27 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
     line.map_or("", str::trim)
 }
 
+/// A file of /proc, in one read: none of those here is longer.
+fn whole(path: &str) -> io::Result<String> {
+    let mut bytes = vec![0; 16 * 1024];
+    let got = fs::File::open(path)?.read(&mut bytes)?;
+    bytes.truncate(got);
+    String::from_utf8(bytes).map_err(|_| odd(path))
+}
+
+/// The caller's own ones, which do not change after its start.
+fn own_namespaces() -> io::Result<&'static Vec<PathBuf>> {
+    static OWN: OnceLock<Vec<PathBuf>> = OnceLock::new();
+    if let Some(own) = OWN.get() {
+        return Ok(own);
+    }
+    let links = NAMESPACES.iter().map(|(name, _)| fs::read_link(format!("/proc/self/ns/{name}")));
+    Ok(OWN.get_or_init({
+        let links = links.collect::<io::Result<_>>()?;
+        || links
+    }))
+}
+
 fn odd(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("/proc shows no {what} of the caller"))
 }
@@ -74,12 +98,12 @@ impl Place {
     /// itself: it is below more than `filters` seccomp filters, or has given up capabilities in a way that an exec undoes.
     pub fn of(pidfd: OwnedFd, filters: u32) -> io::Result<Place> {
         let pid = super::pid_of(&pidfd)?;
-        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
+        let read = |file: &str| whole(&format!("/proc/{pid}/{file}"));
         let (status, users, groups) = (read("status")?, read("uid_map")?, read("gid_map")?);
         let mut namespaces = 0;
-        for (name, flag) in NAMESPACES {
+        for ((name, flag), own) in NAMESPACES.into_iter().zip(own_namespaces()?) {
             // One that may not be entered need not be, if it is the same.
-            if fs::read_link(format!("/proc/{pid}/ns/{name}"))? != fs::read_link(format!("/proc/self/ns/{name}"))? {
+            if fs::read_link(format!("/proc/{pid}/ns/{name}"))? != *own {
                 namespaces |= flag;
             }
         }
@@ -100,7 +124,7 @@ impl Place {
                 "the caller is in a sandbox of its own (a seccomp filter), which what it starts would not be in",
             );
         }
-        if fs::read_to_string("/proc/sys/fs/suid_dumpable").is_ok_and(|text| text.trim() == "1") {
+        if whole("/proc/sys/fs/suid_dumpable").is_ok_and(|text| text.trim() == "1") {
             return denied("fs.suid_dumpable is 1, so what is being started could be looked into: set it to 0 or 2");
         }
         let id = |name, map: &str| {
@@ -141,7 +165,7 @@ impl Place {
     /// # Errors
     /// ESRCH: it has ended.
     pub fn filters(pidfd: &OwnedFd) -> io::Result<u32> {
-        let status = fs::read_to_string(format!("/proc/{}/status", super::pid_of(pidfd)?))?;
+        let status = whole(&format!("/proc/{}/status", super::pid_of(pidfd)?))?;
         super::pid_of(pidfd)?;
         field(&status, "Seccomp_filters").parse().map_err(|_| odd("filters"))
     }
@@ -151,13 +175,13 @@ impl Place {
         [self.pidfd.as_raw_fd(), self.root.as_raw_fd(), self.cwd.as_raw_fd()]
     }
 
-    /// In a forked child: moves into the namespaces, and makes the process that is in all of them, a child of the caller's parent.
-    /// Its number goes to `report`, negative; the caller ends. Returns in that process alone, 0 or the errno of what failed.
-    /// System calls only.
+    /// In a forked child: moves into the namespaces, and makes the process that is in all of them, a child of the caller's parent,
+    /// to which `then` is left; it returns the errno of what failed. To `report` goes that process's number, negative, and before
+    /// it the errno, if one failed. The caller ends. System calls only.
     ///
     /// Until its exec that process is a copy of one outside, which those inside may see and stop. So all fds but `keep` (in order) are
     /// closed before, and nobody may look into it: it is not dumpable, and its memory belongs to the user namespace outside.
-    pub(super) fn step_in(&self, report: RawFd, keep: &[RawFd]) -> i32 {
+    pub(super) fn step_in(&self, report: RawFd, keep: &[RawFd], then: &dyn Fn() -> i32) -> i32 {
         // SAFETY: async-signal-safe system calls on integers and on arrays that live in `self` or on this stack.
         unsafe {
             let errno = || *libc::__errno_location();
@@ -177,17 +201,27 @@ impl Place {
             if libc::setns(self.pidfd.as_raw_fd(), self.namespaces) != 0 {
                 return errno();
             }
-            // As fork(2), but the child is the parent's: who reaps it knows its number.
-            let flags = libc::CLONE_PARENT | libc::SIGCHLD;
-            match libc::syscall(libc::SYS_clone, flags as libc::c_ulong, 0, 0, 0, 0) {
-                -1 => return errno(),
-                0 => {}
+            // As vfork(2), on a stack of its own, but the child is the parent's: who reaps it knows its number.
+            let mut arrival = Arrival { place: self, report, then };
+            let flags = libc::CLONE_PARENT | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+            let mut stack = [const { MaybeUninit::<u128>::uninit() }; 2048];
+            let top = stack.as_mut_ptr().add(stack.len());
+            match libc::clone(arrive, top.cast(), flags, (&raw mut arrival).cast()) {
+                -1 => errno(),
                 pid => {
-                    let said = -(pid as i32);
+                    let said = -pid;
                     libc::write(report, (&raw const said).cast(), 4);
                     libc::_exit(0)
                 }
             }
+        }
+    }
+
+    /// In the process that is in all namespaces: 0, or the errno of what failed.
+    fn settle(&self, report: RawFd) -> i32 {
+        // SAFETY: as in `step_in`.
+        unsafe {
+            let errno = || *libc::__errno_location();
             // While it still may.
             if self.guard.install_alone().is_err() || !self.take_over() {
                 return errno();
@@ -252,6 +286,26 @@ impl Place {
             !self.no_new_privileges || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
         }
     }
+}
+
+/// What the process that [`Place::step_in`] makes is told.
+struct Arrival<'a> {
+    place: &'a Place,
+    report: RawFd,
+    then: &'a dyn Fn() -> i32,
+}
+
+/// Its life until its exec.
+extern "C" fn arrive(arrival: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: the one who made this process waits for its exec or its end, and keeps what it points to until then.
+    let arrival = unsafe { &*arrival.cast::<Arrival<'_>>() };
+    let errno = match arrival.place.settle(arrival.report) {
+        0 => (arrival.then)(),
+        errno => errno,
+    };
+    // SAFETY: writes four bytes of a local to an open fd.
+    unsafe { libc::write(arrival.report, (&raw const errno).cast(), 4) };
+    127
 }
 
 /// Of a process: its resource limits, by their numbers (prlimit(2)).

@@ -8,6 +8,7 @@ use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use hurdle_proto::core::door;
 use hurdle_proto::init::{Group, Program};
@@ -90,7 +91,8 @@ impl Session {
         };
         let mut handed: Vec<i32> = hurdle_core::FORWARDED.to_vec();
         if terminal {
-            handed.push(numbers::SIGWINCH);
+            // To go on, as a job of the terminal, is for the program too.
+            handed.extend([numbers::SIGWINCH, numbers::SIGCONT]);
         }
         let signals = Signals::block(&handed)?;
         let program = Program {
@@ -107,12 +109,12 @@ impl Session {
 
     /// Until the program ends; `None` if its environment did.
     fn follow(mut self) -> Result<Option<Status>, Failure> {
-        let _raw = self.relay.is_some().then(|| tty::Raw::new(io::stdin())).transpose()?;
+        let mut raw = self.relay.is_some().then(|| tty::Raw::new(io::stdin())).transpose()?;
         let mut status = File::from(self.status.try_clone()?);
         if let Some(relay) = &self.relay {
             let (keys, relay) = (processes::duplicate(0)?, relay.try_clone()?);
             // Apart from the output: a program that does not read, since nobody reads what it writes, would stop both.
-            std::thread::Builder::new().spawn(move || io::copy(&mut File::from(keys), &mut File::from(relay)))?;
+            std::thread::Builder::new().spawn(move || type_on(File::from(keys), File::from(relay)))?;
         }
         loop {
             let mut fds = vec![(status.as_fd(), Until::Readable), (self.signals.as_fd(), Until::Readable)];
@@ -121,8 +123,8 @@ impl Session {
             }
             let ready = processes::poll(&fds, None)?;
             let is = |n: usize| ready.get(n) == Some(&true);
-            if is(1) {
-                self.forward();
+            if is(1) && self.forward() && raw.is_none() && tty::in_foreground(io::stdin()) {
+                raw = tty::Raw::new(io::stdin()).ok();
             }
             if is(2) && !self.output()? {
                 self.relay = None;
@@ -137,20 +139,32 @@ impl Session {
                     {}
                     return Ok(Some(now));
                 }
+                if let (State::Stopped(_), Some(relay)) = (now.state(), &self.relay) {
+                    // So does this process, for the shell that started it, until SIGCONT, which is heard as a signal.
+                    while processes::poll(&[(relay.as_fd(), Until::Readable)], Some(std::time::Instant::now()))?[0]
+                        && self.output()?
+                    {}
+                    raw = None;
+                    processes::stop_self();
+                }
             }
         }
     }
 
-    fn forward(&self) {
+    /// Whether one of them was SIGCONT.
+    fn forward(&self) -> bool {
+        let mut goes_on = false;
         while let Ok(Some((signal, _))) = self.signals.next() {
             if signal == numbers::SIGWINCH {
                 if let Some(relay) = &self.relay {
                     let _ = tty::copy_size(io::stdin(), relay);
                 }
             } else {
+                goes_on |= signal == numbers::SIGCONT;
                 (self.signal)(signal);
             }
         }
+        goes_on
     }
 
     /// From the program's terminal to ours; false at its end (EIO once no program holds the other side).
@@ -165,6 +179,28 @@ impl Session {
                 out.flush()?;
                 Ok(true)
             }
+        }
+    }
+}
+
+/// How long a job in the background waits before it looks again if it is in the foreground.
+const BACKGROUND: Duration = Duration::from_millis(50);
+
+/// What is typed goes to the program, as long as both are there.
+fn type_on(mut keys: File, mut relay: File) {
+    // In the background a read fails then, and does not stop the job.
+    processes::ignore(numbers::SIGTTIN);
+    let mut buffer = [0; 4096];
+    loop {
+        match keys.read(&mut buffer) {
+            Ok(got) if got > 0 => {
+                if relay.write_all(&buffer[..got]).is_err() {
+                    return;
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) if !tty::in_foreground(&keys) => std::thread::sleep(BACKGROUND),
+            _ => return,
         }
     }
 }

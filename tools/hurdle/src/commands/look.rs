@@ -7,7 +7,7 @@ use hurdle_proto::core::{EnvInfo, RightState, core};
 use hurdle_proto::process::proc;
 use hurdle_proto::spec::{Spec, similar};
 use hurdle_sys::process::{Status, numbers};
-use hurdle_wire::{CallError, Channel};
+use hurdle_wire::{CallError, Channel, Fd};
 
 use crate::failure::Failure;
 use crate::output::{self, Table};
@@ -18,8 +18,22 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// No deadline that a user would see.
 const FOR_EVER: Duration = Duration::MAX;
 
-/// The core of the caller's environment `name`.
-pub(crate) fn find(name: &str) -> Result<core::Client, Failure> {
+/// How deep `ls` looks, and how many it shows: what lies in an environment may be a program that says it is one.
+const DEPTH: usize = 64;
+const MOST: usize = 10_000;
+
+/// The core of the caller's environment `path`: its name, or those of the environments that it lies in before it (`outer/inner`).
+pub(crate) fn find(path: &str) -> Result<core::Client, Failure> {
+    let (name, below) = path.split_once('/').unwrap_or((path, ""));
+    let core = find_here(name)?;
+    if below.is_empty() {
+        return Ok(core);
+    }
+    let fd = core.reach(below.to_string()).wait().map_err(|e| Failure::call(name, &e))?;
+    Ok(core::Client::from(Channel::from(fd.into_owned()?)))
+}
+
+fn find_here(name: &str) -> Result<core::Client, Failure> {
     hurdle_core::connect(name).map_err(|e| match e.raw_os_error() {
         Some(numbers::ECONNREFUSED) => {
             let names = hurdle_core::names().unwrap_or_default();
@@ -47,16 +61,15 @@ pub(crate) fn server(env: &str, interface: &str) -> Result<Channel, Failure> {
 pub(crate) fn ls(env: Option<&str>, json: bool) -> Result<ExitCode, Failure> {
     let mut infos = Vec::new();
     match env {
-        Some(name) => infos.push(find(name)?.info().wait().map_err(|e| Failure::call(name, &e))?),
+        Some(path) => {
+            let info = find(path)?.info().wait().map_err(|e| Failure::call(path, &e))?;
+            let parent = path.rsplit_once('/').map_or("host", |(parent, _)| parent);
+            infos.push(EnvInfo { name: path.to_string(), parent: parent.to_string(), ..info });
+        }
         None => {
             for name in hurdle_core::names()? {
-                // One that ends meanwhile is none; one that does not answer (a stopped job) holds up nobody.
-                match hurdle_core::connect(&name).map(|core| core.info().deadline(PATIENCE).wait()) {
-                    Ok(Ok(info)) => infos.push(info),
-                    Ok(Err(CallError::Timeout)) => {
-                        hurdle_core::complain(format_args!("{name} does not answer (is it stopped?)"))
-                    }
-                    _ => {}
+                if let Ok(core) = hurdle_core::connect(&name) {
+                    list(&core, name, "host", DEPTH, &mut infos);
                 }
             }
         }
@@ -89,6 +102,37 @@ pub(crate) fn ls(env: Option<&str>, json: bool) -> Result<ExitCode, Failure> {
         }
     }
     output::print(text)
+}
+
+/// Adds the environment `path` and what lies below it.
+fn list(core: &core::Client, path: String, parent: &str, depth: usize, infos: &mut Vec<EnvInfo>) {
+    // One that ends meanwhile is none; one that does not answer (a stopped job) holds up nobody.
+    match core.info().deadline(PATIENCE).wait() {
+        Ok(info) => infos.push(EnvInfo { name: path.clone(), parent: parent.to_string(), ..info }),
+        Err(CallError::Timeout) => {
+            return hurdle_core::complain(format_args!("{path} does not answer (is it stopped?)"));
+        }
+        Err(_) => return,
+    }
+    let mut below = if depth > 0 { core.below().deadline(PATIENCE).wait().unwrap_or_default() } else { Vec::new() };
+    below.retain(|name| hurdle_core::is_name(name));
+    below.sort();
+    for name in below {
+        let reached = core.reach(name.clone()).deadline(PATIENCE).wait();
+        if infos.len() < MOST
+            && let Ok(Ok(fd)) = reached.map(Fd::into_owned)
+        {
+            list(&core::Client::from(Channel::from(fd)), format!("{path}/{name}"), &path, depth - 1, infos);
+        }
+    }
+}
+
+/// Whether an environment of this path is there still.
+fn is_there(path: &str) -> Result<bool, Failure> {
+    match path.split_once('/') {
+        Some(_) => Ok(find(path).is_ok()),
+        None => Ok(hurdle_core::names()?.iter().any(|name| name == path)),
+    }
 }
 
 /// What runs, in a few words each: `net 4130 up 4s, 1 swap`.
@@ -153,8 +197,8 @@ pub(crate) fn kill(envs: &[String], signal: Option<i32>) -> Result<ExitCode, Fai
         match core.kill(signal.unwrap_or(0)).wait() {
             Ok(()) => {}
             // It ended before it could say so, unless it is there still.
-            Err(CallError::Dead) if signal.is_none() && !hurdle_core::names()?.contains(env) => {}
-            Err(CallError::Dead) if hurdle_core::names()?.contains(env) => {
+            Err(CallError::Dead) if signal.is_none() && !is_there(env)? => {}
+            Err(CallError::Dead) if is_there(env)? => {
                 let why = "it does not let this caller in (it listens to its user, outside of environments)";
                 return Err(Failure::new(env, why));
             }

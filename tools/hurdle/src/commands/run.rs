@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use hurdle_core::{Running, Setup, Start};
 use hurdle_proto::plan::{MountStep, Root};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Group, State, Status};
-use hurdle_sys::tty;
+use hurdle_sys::{ns, tty};
 
 use crate::cli::Run;
 use crate::cow::{self, Held, OnExit, Wanted};
@@ -29,9 +29,10 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
         && policy::traps(&rights, options.swappable)?
         && let Some(door) = hurdle_core::knock()
     {
-        return super::enter::through(door, &options.fds);
+        let fds: Vec<i32> = options.fds.iter().copied().chain(options.owner).collect();
+        return super::enter::through(door, &fds);
     }
-    let name = options.name.clone().unwrap_or_else(|| format!("run-{}", std::process::id()));
+    let name = options.name.clone().unwrap_or_else(made_up);
     let (mut plan, held) = policy::plan(&rights, options.swappable, |spec, ids| {
         let on_exit = if options.keep { Some(OnExit::Keep) } else { options.on_exit };
         let interactive = !options.detach && io::stdin().is_terminal() && io::stderr().is_terminal();
@@ -74,12 +75,35 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
             fds: options.fds,
             confirm: options.detach,
         },
+        owner: options.owner.map(owner).transpose()?,
         policy: Box::new(Standard { memory: held.as_ref().and_then(Held::memory) }),
     };
     if options.detach {
         return detach(setup, log, held);
     }
     end(Running::launch(setup)?.serve()?, held)
+}
+
+/// The number of the machine's first pid namespace (PROC_PID_INIT_INO of the kernel).
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// A name for one that the user gives none. In an environment pids are small, and its network may be shared.
+fn made_up() -> String {
+    let pid = std::process::id();
+    match ns::own_pid_namespace() {
+        Ok(number) if number != FIRST_PID_NAMESPACE => format!("run-{number}-{pid}"),
+        _ => format!("run-{pid}"),
+    }
+}
+
+/// The channel of who holds the environment.
+fn owner(number: i32) -> Result<OwnedFd, Failure> {
+    let wrong = |e| Failure::new(format!("--owner {number}"), e);
+    let fd = process::inherited(number).map_err(|e| wrong(e.to_string()))?;
+    if !hurdle_sys::seqpacket::is_seqpacket(fd.as_fd()) {
+        return Err(wrong("it is no channel".into()));
+    }
+    Ok(fd)
 }
 
 /// What each interface is served by: as asked, else as `--isolated` says, else shared.
