@@ -37,9 +37,26 @@ pub(super) struct Carry {
 
 /// TCP of the environment's own network namespace.
 #[derive(Debug)]
-struct Own {
-    pool: Pool,
-    cookie: u64,
+enum Own {
+    /// What makes its sockets is on its way. Nobody waits for it before the first call that needs it.
+    Begun(Option<Begun>),
+    /// It is there.
+    Ready { pool: Pool, cookie: u64 },
+}
+
+impl Own {
+    fn ready(&mut self) -> io::Result<(&mut Pool, u64)> {
+        if let Own::Begun(begun) = self {
+            let begun = begun.take().ok_or(io::ErrorKind::NotConnected)?;
+            let pool = Pool::new(begun)?;
+            let cookie = socket::namespace(pool.diagnosis())?;
+            *self = Own::Ready { pool, cookie };
+        }
+        match self {
+            Own::Ready { pool, cookie } => Ok((pool, *cookie)),
+            Own::Begun(_) => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
 }
 
 /// TCP of the parent's, where this server is.
@@ -74,14 +91,7 @@ impl Carry {
         if kinds.is_one() {
             return Ok(None);
         }
-        let own = match begun {
-            Some(begun) => {
-                let pool = Pool::new(begun)?;
-                let cookie = socket::namespace(pool.diagnosis())?;
-                Some(Own { pool, cookie })
-            }
-            None => None,
-        };
+        let own = begun.map(|begun| Own::Begun(Some(begun)));
         let parent = if kinds.had(Kind::Share) {
             let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
             let diagnosis = socket::make(libc::AF_NETLINK, kind, libc::NETLINK_SOCK_DIAG)?;
@@ -95,11 +105,11 @@ impl Carry {
 
     /// Whether there will never be another socket of the environment's own network.
     pub(super) fn is_broken(&self) -> bool {
-        self.own.as_ref().is_some_and(|own| own.pool.is_broken())
+        matches!(&self.own, Some(Own::Ready { pool, .. }) if pool.is_broken())
     }
 
     /// The caller's socket, if it is a stream of a network that the environment has or had.
-    fn stream(&self, state: &mut State, trap: &Trap<'_>) -> Result<Option<Stream>, Errno> {
+    fn stream(&mut self, state: &mut State, trap: &Trap<'_>) -> Result<Option<Stream>, Errno> {
         let Ok(fd) = state.tasks.fd(trap.call.tid, trap.int(0)) else { return Ok(None) };
         trap.still_waiting()?;
         if let Some(mark) = state.mark(fd.as_fd()) {
@@ -111,7 +121,7 @@ impl Carry {
             None => return Ok(None),
         };
         let namespace = socket::namespace(fd.as_fd())?;
-        let kind = if self.own.as_ref().is_some_and(|own| own.cookie == namespace) {
+        let kind = if self.own.as_mut().is_some_and(|own| own.ready().is_ok_and(|(_, cookie)| cookie == namespace)) {
             Kind::None
         } else if self.parent.as_ref().is_some_and(|parent| parent.cookie == namespace) {
             Kind::Share
@@ -138,8 +148,8 @@ impl Carry {
                 Ok(listens)
             }
             Kind::None => {
-                let Some(own) = &self.own else { return Ok(false) };
-                Ok(socket::find_listener(own.pool.diagnosis(), &address, to.port)?.is_some())
+                let Some(own) = &mut self.own else { return Ok(false) };
+                Ok(socket::find_listener(own.ready()?.0.diagnosis(), &address, to.port)?.is_some())
             }
             Kind::Share => {
                 let Some(parent) = &mut self.parent else { return Ok(false) };
@@ -160,8 +170,8 @@ impl Carry {
                 }
                 // Whether they share their ports is not told.
                 _ if new.reuse_port => false,
-                Kind::None => match &self.own {
-                    Some(own) => socket::listeners(own.pool.diagnosis())?.iter().any(|one| in_the_way(new, one)),
+                Kind::None => match &mut self.own {
+                    Some(own) => socket::listeners(own.ready()?.0.diagnosis())?.iter().any(|one| in_the_way(new, one)),
                     None => false,
                 },
                 Kind::Share => match &mut self.parent {
@@ -185,7 +195,7 @@ impl Carry {
             Kind::Local => state.pool.socket(old.family, nonblocking)?,
             Kind::None => {
                 let own = self.own.as_mut().ok_or(Errno(libc::ENETDOWN))?;
-                own.pool.socket(old.family, nonblocking)?
+                own.ready()?.0.socket(old.family, nonblocking)?
             }
             Kind::Share => {
                 let family = if old.family == Family::V4 { libc::AF_INET } else { libc::AF_INET6 };
