@@ -1,6 +1,7 @@
 //! The loop of a core: one thread owns the environment and hears everything that happens to it.
 
 mod job;
+mod lend;
 mod offer;
 mod stand;
 mod strays;
@@ -17,11 +18,11 @@ use std::time::{Duration, Instant};
 
 use hurdle_proto::core::{EnvInfo, Swapped};
 use hurdle_proto::init::init;
-use hurdle_proto::server::{Peer, SERVERS, Stored};
+use hurdle_proto::server::{Peer, Stored};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Event, Group, Signals, State, Status, Until};
-use hurdle_sys::{seqpacket, tty};
-use hurdle_wire::{CallError, Channel, Connection, Fd, Refused};
+use hurdle_sys::tty;
+use hurdle_wire::{CallError, Channel, Connection, Refused};
 use tokio::sync::oneshot;
 
 use crate::control::Callers;
@@ -35,8 +36,6 @@ use strays::Strays;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a caller who has come just before the end has to ask.
 const LAST_QUESTIONS: Duration = Duration::from_millis(50);
-/// How long a server may take from the end of its channel to its own.
-const LAST_WORDS: Duration = Duration::from_millis(200);
 /// How long a caller who does not read his answer holds up the end.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Signals that `hurdle run` and `hurdle enter` hand on to their program.
@@ -466,46 +465,6 @@ impl Env {
         }
     }
 
-    /// Sends the holder of right `n` all that comes with it.
-    fn hand_over(&mut self, n: usize) {
-        self.tap_holder(n);
-        let Holder::Lent(borrower) = &self.rights[n].holder else { return };
-        let (id, boot, pid) = (borrower.id, borrower.boot.clone(), borrower.pid);
-        let (pidfd, more) = (borrower.pidfd.try_clone(), self.rights[n].more_clients());
-        let granted = seqpacket::pair().and_then(|(ours, theirs)| {
-            control::serve_store(ours, &self.rights[n].interface, pid, self.mailbox.clone(), &self.tracing.tap)?;
-            let mut grant = self.rights[n].grant(&self.name, theirs)?;
-            if grant.spec.layers().len() > 1 {
-                // It starts the next one.
-                grant.attachments.push((SERVERS.into(), File::open(self.policy.servers())?.into()));
-            }
-            Ok(grant)
-        });
-        let (mailbox, init) = (self.mailbox.clone(), (self.rights[n].interface == "proc").then(|| self.init.clone()));
-        let lent = granted.and_then(|mut grant| {
-            let (more, pidfd) = (more?, pidfd?);
-            std::thread::Builder::new().spawn(move || {
-                let result = match init.map(|init| channel_to(&init)).transpose() {
-                    Err(e) => Err(e),
-                    Ok(channel) => {
-                        grant.attachments.extend(channel.map(|channel| ("init".to_string(), channel)));
-                        let lent = boot.borrow(grant).deadline(PATIENCE).wait();
-                        let told = |client| boot.connect(client).deadline(PATIENCE).wait();
-                        lent.and_then(|()| more.into_iter().try_for_each(told))
-                    }
-                };
-                if matches!(result, Err(CallError::Dead)) {
-                    // Its end, if it is one, says more.
-                    let _ = process::poll(&[(pidfd.as_fd(), Until::Readable)], Some(Instant::now() + LAST_WORDS));
-                }
-                mailbox.post(Ask::Borrowed { borrower: id, result });
-            })
-        });
-        if let Err(e) = lent {
-            self.lost(n, format!("the right can't be lent: {e}"), false);
-        }
-    }
-
     /// The holder of right `n` has ended, or could not take it.
     fn lost(&mut self, n: usize, why: String, killed: bool) {
         self.rights[n].died(why, killed);
@@ -694,11 +653,4 @@ impl Env {
             }
         }
     }
-}
-
-/// A channel of its own to init, whose replies nobody else reads.
-fn channel_to(init: &init::Client) -> Result<Fd, CallError> {
-    let (ours, theirs) = seqpacket::pair().map_err(Refused::from)?;
-    init.connect(Fd::from(ours)).deadline(PATIENCE).wait()?;
-    Ok(Fd::from(theirs))
 }
