@@ -198,3 +198,17 @@ fn a_net_server_of_ones_own_is_short() {
         );
     }
 }
+
+/// What docs/security.md says is held is held by a test: each that it names is there.
+#[test]
+fn security_names_tests_that_exist() {
+    let text = read(&root().join("docs/security.md"));
+    let plain = |word: &&str| {
+        word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') && word.matches('_').count() > 2
+    };
+    let names: Vec<&str> = text.split('`').skip(1).step_by(2).filter(plain).collect();
+    assert!(names.len() > 20, "{names:?}");
+    let tests: String = files(".rs").iter().map(|path| read(path)).collect();
+    let missing: Vec<&&str> = names.iter().filter(|name| !tests.contains(&format!("#[test]\nfn {name}()"))).collect();
+    assert_eq!(missing, [&""; 0], "docs/security.md names tests that are not there");
+}

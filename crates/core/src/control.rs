@@ -4,10 +4,11 @@
 //! kind are open to everyone in the network namespace, so each side checks the other's user, and the core turns away who comes
 //! out of an environment (another pid namespace).
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use hurdle_proto::core::{DOOR, EnvInfo, Swapped, core, door};
 use hurdle_proto::init::{Program, init};
@@ -103,6 +104,8 @@ pub(crate) struct Callers {
     stopper: Stopper,
     tap: Tap,
     threads: Arc<AtomicUsize>,
+    /// The processes that were started for them. Locked from before the start of one.
+    pub(crate) started: Arc<Mutex<HashSet<i32>>>,
 }
 
 /// How many callers are served at a time; one more is turned away.
@@ -112,7 +115,7 @@ const GUESTS: usize = 32;
 
 impl Callers {
     pub(crate) fn new(tap: &Tap) -> Callers {
-        Callers { stopper: Stopper::new(), tap: tap.clone(), threads: Arc::default() }
+        Callers { stopper: Stopper::new(), tap: tap.clone(), threads: Arc::default(), started: Arc::default() }
     }
 
     /// Starts the thread of one caller. EAGAIN: there are too many.
@@ -155,7 +158,8 @@ impl Callers {
     pub(crate) fn serve_door(&self, socket: OwnedFd, filters: u32, mailbox: Mailbox) -> io::Result<()> {
         let (pid, uid) = abstract_socket::peer(&socket)?;
         let peer = abstract_socket::peer_pidfd(&socket)?;
-        let router = move || door::service(Door::new(peer, filters)).into();
+        let started = self.started.clone();
+        let router = move || door::service(Door::new(peer, filters, started)).into();
         self.start(GUESTS, socket, Peer { pid, uid }, mailbox, router, || ())
     }
 

@@ -1,6 +1,6 @@
 //! The way out of an environment's traps, for a sub-environment that traps too: see `hurdle_proto::core::door`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
@@ -22,18 +22,20 @@ pub(crate) struct Door {
     filters: u32,
     /// What it has started and was not reaped yet, so that the numbers are its own.
     started: Arc<Mutex<Started>>,
+    /// The same of all callers.
+    all: Arc<Mutex<HashSet<i32>>>,
 }
 
 /// Processes by their numbers.
 type Started = HashMap<i32, OwnedFd>;
 
-fn held(started: &Mutex<Started>) -> MutexGuard<'_, Started> {
+fn held<T>(started: &Mutex<T>) -> MutexGuard<'_, T> {
     started.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Door {
-    pub(crate) fn new(peer: OwnedFd, filters: u32) -> Door {
-        Door { peer, filters, started: Arc::default() }
+    pub(crate) fn new(peer: OwnedFd, filters: u32, all: Arc<Mutex<HashSet<i32>>>) -> Door {
+        Door { peer, filters, started: Arc::default(), all }
     }
 }
 
@@ -48,14 +50,18 @@ impl door::Server for Door {
             None => Refused::new(os::EPERM, e.to_string()),
         })?;
         let (launch, status) = prepare(program)?;
+        let mut all = held(&self.all);
         let pid = launch.in_place_of(place).start()?;
+        all.insert(pid);
+        drop(all);
         let ended = || {
             // Nobody could end it later.
             let _ = process::kill(pid, os::SIGKILL);
             let _ = process::wait_end(pid);
+            held(&self.all).remove(&pid);
         };
         held(&self.started).insert(pid, process::pidfd(pid).inspect_err(|_| ended())?);
-        let started = self.started.clone();
+        let (started, all) = (self.started.clone(), self.all.clone());
         let waiter = std::thread::Builder::new().spawn(move || {
             let mut status = File::from(status);
             while let Ok((_, now)) = process::wait(Some(pid)) {
@@ -66,6 +72,7 @@ impl door::Server for Door {
                 }
             }
             held(&started).remove(&pid);
+            held(&all).remove(&pid);
         });
         waiter.inspect_err(|_| ended())?;
         Ok(pid)

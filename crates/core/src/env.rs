@@ -1,8 +1,10 @@
 //! The loop of a core: one thread owns the environment and hears everything that happens to it.
 
 mod job;
+mod lend;
 mod offer;
 mod stand;
+mod strays;
 mod swap;
 mod trace;
 
@@ -16,11 +18,11 @@ use std::time::{Duration, Instant};
 
 use hurdle_proto::core::{EnvInfo, Swapped};
 use hurdle_proto::init::init;
-use hurdle_proto::server::{Peer, SERVERS, Stored};
+use hurdle_proto::server::{Peer, Stored};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Event, Group, Signals, State, Status, Until};
-use hurdle_sys::{seqpacket, tty};
-use hurdle_wire::{CallError, Channel, Connection, Fd, Refused};
+use hurdle_sys::tty;
+use hurdle_wire::{CallError, Channel, Connection, Refused};
 use tokio::sync::oneshot;
 
 use crate::control::Callers;
@@ -28,6 +30,7 @@ use crate::launch::{self, Launched};
 use crate::nest::{self, Below};
 use crate::right::{Borrower, Holder, Right};
 use crate::{Error, Policy, Setup, control, os};
+use strays::Strays;
 
 /// How long a server has to borrow a right, and to return one.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -138,12 +141,12 @@ enum Source {
     Below(usize),
     /// A trap or a client's message for right N, which nobody serves.
     Activate(usize),
-    /// The holder of right N has ended.
-    Ended(usize),
+    /// The holder of right N, this borrower, has ended. What happened in the same turn may have put another one in its place.
+    Ended(usize, u64),
     /// The caller who serves right N has let go of it.
     Released(usize),
     /// It wrote to its standard error.
-    Stderr(usize),
+    Stderr(usize, u64),
     /// One who traces has gone.
     Tracer,
     /// Client M of right N has hung up.
@@ -190,6 +193,10 @@ pub(crate) struct Env {
     swaps: HashMap<u64, Unanswered>,
     /// It ended while it was still being set up: as [`Env::turn`] says it.
     over: Option<Option<Status>>,
+    /// What servers that have ended left behind.
+    strays: Strays,
+    /// The system calls that are trapped.
+    trapped: Vec<i64>,
 }
 
 impl Env {
@@ -215,6 +222,7 @@ impl Env {
         let job: &[i32] = if foreground { &[os::SIGCONT, os::SIGTSTP] } else { &[] };
         let signals = Signals::block(&[FORWARDED, job].concat()).map_err(system("signals can't be taken over"))?;
         process::hear_of_children();
+        process::adopt_orphans().map_err(system("orphans can't be adopted"))?;
         let mut launched = launch::launch(&setup.plan, setup.start, signals.before(), setup.policy.as_ref())?;
         let copy = |fd: &OwnedFd| fd.try_clone().map_err(system("out of fds"));
         let mut rights = Vec::new();
@@ -264,6 +272,8 @@ impl Env {
             ending: false,
             swaps: HashMap::new(),
             over: None,
+            strays: Strays::default(),
+            trapped: setup.plan.traps.iter().map(|rule| rule.syscall).collect(),
         };
         env.stand().inspect_err(|_| {
             // What stands half is of no use to anybody.
@@ -335,9 +345,10 @@ impl Env {
                 Source::Below(n) => self.forget(n),
                 Source::Released(n) => self.rights[n].released(),
                 Source::Activate(n) => self.lend(n),
-                Source::Ended(n) => self.server_ended(n),
-                Source::Stderr(n) => self.rights[n].drain_stderr(),
+                Source::Ended(n, id) if self.rights[n].is_lent_to(id) => self.server_ended(n),
+                Source::Stderr(n, id) if self.rights[n].is_lent_to(id) => self.rights[n].drain_stderr(),
                 Source::Tracer => self.untrace_gone(),
+                Source::Ended(..) | Source::Stderr(..) => {}
                 Source::HungUp(n, m) => {
                     // Indices shift: one at a time, the rest at the next turn.
                     let clients = &mut self.rights[n].clients;
@@ -357,6 +368,7 @@ impl Env {
                 }
             }
         }
+        self.end_strays();
         Ok(None)
     }
 
@@ -401,9 +413,9 @@ impl Env {
             if let Holder::Lent(borrower) = &right.holder {
                 // What it wrote before its end is heard first.
                 if let Some(stderr) = &borrower.stderr {
-                    watch(Source::Stderr(n), stderr.as_fd(), Until::Readable);
+                    watch(Source::Stderr(n, borrower.id), stderr.as_fd(), Until::Readable);
                 }
-                watch(Source::Ended(n), borrower.pidfd.as_fd(), Until::Readable);
+                watch(Source::Ended(n, borrower.id), borrower.pidfd.as_fd(), Until::Readable);
             }
             if let Some(channel) = right.guest() {
                 watch(Source::Released(n), channel.as_fd(), Until::Ended);
@@ -428,7 +440,7 @@ impl Env {
             Holder::BackOff(until) => Some(until),
             _ => None,
         });
-        waits.chain((!self.settled).then_some(self.started + process::SETTLED)).min()
+        waits.chain((!self.settled).then_some(self.started + process::SETTLED)).chain(self.strays.due()).min()
     }
 
     fn new_borrower(&mut self, n: usize, spec: &Spec) -> Result<Borrower, String> {
@@ -453,38 +465,6 @@ impl Env {
         }
     }
 
-    /// Sends the holder of right `n` all that comes with it.
-    fn hand_over(&mut self, n: usize) {
-        self.tap_holder(n);
-        let Holder::Lent(borrower) = &self.rights[n].holder else { return };
-        let (id, boot, pid) = (borrower.id, borrower.boot.clone(), borrower.pid);
-        let granted = seqpacket::pair().and_then(|(ours, theirs)| {
-            control::serve_store(ours, &self.rights[n].interface, pid, self.mailbox.clone(), &self.tracing.tap)?;
-            let mut grant = self.rights[n].grant(&self.name, theirs)?;
-            if grant.spec.layers().len() > 1 {
-                // It starts the next one.
-                grant.attachments.push((SERVERS.into(), File::open(self.policy.servers())?.into()));
-            }
-            Ok(grant)
-        });
-        let (mailbox, init) = (self.mailbox.clone(), (self.rights[n].interface == "proc").then(|| self.init.clone()));
-        let lent = granted.and_then(|mut grant| {
-            std::thread::Builder::new().spawn(move || {
-                let result = match init.map(|init| channel_to(&init)).transpose() {
-                    Err(e) => Err(e),
-                    Ok(channel) => {
-                        grant.attachments.extend(channel.map(|channel| ("init".to_string(), channel)));
-                        boot.borrow(grant).deadline(PATIENCE).wait()
-                    }
-                };
-                mailbox.post(Ask::Borrowed { borrower: id, result });
-            })
-        });
-        if let Err(e) = lent {
-            self.lost(n, format!("the right can't be lent: {e}"), false);
-        }
-    }
-
     /// The holder of right `n` has ended, or could not take it.
     fn lost(&mut self, n: usize, why: String, killed: bool) {
         self.rights[n].died(why, killed);
@@ -504,23 +484,23 @@ impl Env {
         let Ok(status) = process::wait_end(borrower.pid) else { return };
         borrower.reaped = true;
         let (id, ready) = (borrower.id, borrower.ready);
+        let spec = right.spec.clone();
         if let Some((answer, swapped, _)) = self.swaps.remove(&id) {
             right.roll_back(swapped.from);
             let _ = answer
                 .send(Err(Refused::new(os::EIO, "the new server died before it served; the former kind is back")));
         }
+        let words = right.last_words().map(|words| format!("; it said: {words}")).unwrap_or_default();
+        self.left_behind(n, &spec);
         if status == Status::exit(0) && ready {
-            right.left();
+            self.rights[n].left();
             return;
         }
-        let mut why = match status.state() {
+        let why = match status.state() {
             State::Killed(signal) => format!("killed by signal {signal}"),
             _ => format!("exit status {}", status.shell_code()),
         };
-        if let Some(words) = right.last_words() {
-            why = format!("{why}; it said: {words}");
-        }
-        self.lost(n, why, status.state() == State::Killed(os::SIGKILL));
+        self.lost(n, why + &words, status.state() == State::Killed(os::SIGKILL));
     }
 
     fn find(&self, interface: &str) -> Result<usize, Refused> {
@@ -561,7 +541,7 @@ impl Env {
                 let _ = answer.send(());
             }
             Ask::Put { interface, entry, answer } => {
-                let _ = answer.send(self.find(&interface).map(|n| self.rights[n].stored().put(entry)));
+                let _ = answer.send(self.find(&interface).and_then(|n| self.rights[n].stored().put(entry)));
             }
             Ask::Remove { interface, key, answer } => {
                 if let Ok(n) = self.find(&interface) {
@@ -576,8 +556,7 @@ impl Env {
     }
 
     fn borrowed(&mut self, id: u64, result: Result<(), CallError>) {
-        let held = |right: &Right| matches!(&right.holder, Holder::Lent(b) if b.id == id);
-        let Some(n) = self.rights.iter().position(held) else { return };
+        let Some(n) = self.rights.iter().position(|right| right.is_lent_to(id)) else { return };
         let swap = self.swaps.remove(&id);
         match result {
             Ok(()) => {
@@ -596,7 +575,11 @@ impl Env {
                     let _ = answer.send(Err(Refused::new(os::EIO, why)));
                 }
                 // If it died, its end says more; if it lives, it is of no use.
-                if !matches!(e, CallError::Dead) {
+                let Holder::Lent(borrower) = &self.rights[n].holder else { return };
+                let pidfd = [(borrower.pidfd.as_fd(), Until::Readable)];
+                if !process::poll(&pidfd, Some(Instant::now())).is_ok_and(|ended| ended[0]) {
+                    let spec = self.rights[n].spec.clone();
+                    self.left_behind(n, &spec);
                     self.lost(n, e.to_string(), false);
                 }
             }
@@ -646,6 +629,7 @@ impl Env {
         self.rights.clear();
         let _ = process::signal(&self.launched.init.pidfd, os::SIGKILL);
         let _ = process::wait_end(self.launched.init.pid);
+        self.end_all_strays();
         let raw = status.unwrap_or(Status(os::SIGKILL)).0;
         for waiter in self.waiters.drain(..) {
             let _ = waiter.send(raw);
@@ -669,11 +653,4 @@ impl Env {
             }
         }
     }
-}
-
-/// A channel of its own to init, whose replies nobody else reads.
-fn channel_to(init: &init::Client) -> Result<Fd, CallError> {
-    let (ours, theirs) = seqpacket::pair().map_err(Refused::from)?;
-    init.connect(Fd::from(ours)).deadline(PATIENCE).wait()?;
-    Ok(Fd::from(theirs))
 }

@@ -133,12 +133,19 @@ fn set_up(inside: &Inside<'_>) -> Result<Vec<(&'static str, OwnedFd)>, String> {
         inside.program.read_ahead();
     }
     drop(near);
+    // The caller's holds what he has unlocked (keyrings(7)).
+    let keyring = ns::own_session_keyring();
     if !plan.setuid {
         ns::no_new_privileges().map_err(at("PR_SET_NO_NEW_PRIVS"))?;
     }
     if plan.guard_terminal {
         let guard = Filter::without_typing().and_then(|filter| filter.install_alone());
         guard.map_err(at("programs can't be kept from typing on the terminal (seccomp)"))?;
+    }
+    if let Err(e) = keyring {
+        // So many environments that there is no room for another keyring: then without any key.
+        let closed = Filter::without_keys().and_then(|filter| filter.install_alone());
+        closed.map_err(|_| format!("no session keyring of its own: {e}"))?;
     }
     // Before the filter, as the door. Without it those inside are not seen from outside, and nothing else is lost.
     let nest = nest::listen().ok().map(|nest| ("nest", nest));

@@ -26,6 +26,8 @@ use crate::{Command, os};
 const BACK_OFF: [Duration; 4] = [Duration::ZERO, Duration::ZERO, Duration::from_millis(20), Duration::from_millis(100)];
 /// A server that dies before it has served for so long has died young.
 const YOUNG: Duration = Duration::from_millis(20);
+/// So many that were killed young in a row are an accident. One more killed itself.
+const KILLED_YOUNG: usize = 32;
 /// How long a server that does not read may hold up the core.
 const ROOM: Duration = Duration::from_millis(100);
 /// Lines of a server's standard error that are kept.
@@ -46,7 +48,9 @@ impl Words {
         let got = stderr.read(&mut buffer).unwrap_or(0);
         for piece in String::from_utf8_lossy(&buffer[..got]).split_inclusive('\n') {
             let open = std::mem::replace(&mut self.open, !piece.ends_with('\n'));
-            let text = piece.trim_end_matches('\n');
+            // It is shown on a terminal.
+            let text: String = piece.trim_end_matches('\n').replace(|c: char| c.is_control() && c != '\t', "\u{fffd}");
+            let text = text.as_str();
             match self.lines.back_mut().filter(|line| open && line.len() < 4096) {
                 Some(line) => line.push_str(text),
                 None if text.trim().is_empty() => {}
@@ -117,6 +121,12 @@ pub(crate) struct Client {
     pub(crate) channel: Channel,
 }
 
+impl Client {
+    fn copy(&self) -> io::Result<ClientChannel> {
+        Ok(ClientChannel { peer: self.peer, channel: Fd::from(self.channel.as_fd().try_clone_to_owned()?) })
+    }
+}
+
 pub(crate) struct Right {
     pub(crate) interface: String,
     pub(crate) spec: Spec,
@@ -127,6 +137,8 @@ pub(crate) struct Right {
     stored: Stock,
     /// Servers in a row that died young.
     young: usize,
+    /// Servers in a row that somebody killed young.
+    killed: usize,
     deaths: u32,
     swaps: u32,
     stderr: Words,
@@ -144,11 +156,22 @@ impl Right {
             swap: None,
             stored: Stock::default(),
             young: 0,
+            killed: 0,
             deaths: 0,
             swaps: 0,
             stderr: Words::default(),
             was_guest: false,
         }
+    }
+
+    /// Whether this borrower holds it.
+    pub(crate) fn is_lent_to(&self, id: u64) -> bool {
+        matches!(&self.holder, Holder::Lent(borrower) if borrower.id == id)
+    }
+
+    /// The process of a successor on its way.
+    pub(crate) fn successor(&self) -> Option<i32> {
+        self.swap.as_ref().and_then(|swap| swap.successor.as_ref()).map(|successor| successor.pid)
     }
 
     /// The fd on which programs' calls arrive by themselves, if this right has one.
@@ -175,7 +198,12 @@ impl Right {
         matches!(self.holder, Holder::Nobody) && self.swap.is_none()
     }
 
-    /// Everything a borrower gets; `core` is his end of a channel for the `store` interface.
+    /// The clients that a grant has no room for.
+    pub(crate) fn more_clients(&self) -> io::Result<Vec<ClientChannel>> {
+        self.clients.iter().skip(server::GRANTED_CHANNELS).map(Client::copy).collect()
+    }
+
+    /// Everything a borrower gets but [`Right::more_clients`]; `core` is his end of a channel for the `store` interface.
     pub(crate) fn grant(&self, env: &str, core: OwnedFd) -> io::Result<Grant> {
         let copy = |fd: &OwnedFd| fd.try_clone().map(Fd::from);
         Ok(Grant {
@@ -191,7 +219,8 @@ impl Right {
             channels: self
                 .clients
                 .iter()
-                .map(|c| Ok(ClientChannel { peer: c.peer, channel: Fd::from(c.channel.as_fd().try_clone_to_owned()?) }))
+                .take(server::GRANTED_CHANNELS)
+                .map(Client::copy)
                 .collect::<io::Result<_>>()?,
             core: Fd::from(core),
         })
@@ -263,9 +292,10 @@ impl Right {
         let old = matches!(&self.holder, Holder::Lent(b) if b.ready && b.since.elapsed() > YOUNG);
         self.young = match (old, killed) {
             (true, _) => 0,
-            (false, true) => self.young,
-            (false, false) => self.young + 1,
+            (false, true) if self.killed < KILLED_YOUNG => self.young,
+            (false, _) => self.young + 1,
         };
+        self.killed = if killed && !old { self.killed + 1 } else { 0 };
         for client in &self.clients {
             // A client whose queue is full finds out by his deadline.
             let _ = hurdle_wire::announce_death(&client.channel);

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use hurdle_wire::Fd;
+use hurdle_wire::{Fd, Refused};
 use serde::{Deserialize, Serialize};
 
 use crate::spec::Spec;
+
+/// errno(3).
+const ENOSPC: i32 = 28;
 
 /// The fd on which a server finds its bootstrap channel.
 pub const BOOTSTRAP: i32 = 3;
@@ -63,14 +66,35 @@ pub struct Stored {
     pub fds: Vec<Fd>,
 }
 
+/// How many bytes the store of one right holds, keys and a little for each entry included.
+pub const STORED_BYTES: usize = 1 << 20;
+/// How many fds: all of them must fit into one [`Grant`].
+pub const STORED_FDS: usize = 16;
+/// How many clients' channels come with a [`Grant`]; those above follow by `connect`.
+pub const GRANTED_CHANNELS: usize = 24;
+
 /// What servers have stored, as its keeper has it.
 #[derive(Debug, Default)]
 pub struct Stock(BTreeMap<String, (Vec<u8>, Vec<Fd>)>);
 
 impl Stock {
     /// Keeps an entry in the place of one with the same key.
-    pub fn put(&mut self, entry: Stored) {
+    ///
+    /// # Errors
+    /// ENOSPC: the store would hold more than [`STORED_BYTES`] or [`STORED_FDS`]; what was there stays.
+    pub fn put(&mut self, entry: Stored) -> Result<(), Refused> {
+        let size = |key: &str, bytes: &[u8]| key.len() + bytes.len() + 64;
+        let others = self.0.iter().filter(|(key, _)| **key != entry.key);
+        let (bytes, fds) = others
+            .fold((size(&entry.key, &entry.bytes), entry.fds.len()), |sum, (key, (bytes, fds))| {
+                (sum.0 + size(key, bytes), sum.1 + fds.len())
+            });
+        if bytes > STORED_BYTES || fds > STORED_FDS {
+            let most = format!("the store of a right holds {STORED_BYTES} bytes and {STORED_FDS} fds at most");
+            return Err(Refused::new(ENOSPC, most));
+        }
         self.0.insert(entry.key, (entry.bytes, entry.fds));
+        Ok(())
     }
 
     /// Forgets an entry.
@@ -112,5 +136,28 @@ hurdle_wire::interface! {
         1 idempotent fn put(entry: Stored) -> ();
         /// Forget `key`; no error if there is none.
         2 idempotent fn remove(key: String) -> ();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: &str, bytes: usize, fds: usize) -> Stored {
+        let fd = || Fd::from(std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap()));
+        Stored { key: key.into(), bytes: vec![0; bytes], fds: (0..fds).map(|_| fd()).collect() }
+    }
+
+    #[test]
+    fn a_store_holds_so_much_and_keeps_what_it_has() {
+        let mut stock = Stock::default();
+        stock.put(entry("a", STORED_BYTES / 2, STORED_FDS - 1)).unwrap();
+        assert_eq!(stock.put(entry("b", STORED_BYTES / 2, 0)).unwrap_err().errno, ENOSPC);
+        assert_eq!(stock.put(entry("b", 0, 2)).unwrap_err().errno, ENOSPC);
+        stock.put(entry("b", 0, 1)).unwrap();
+        // In the place of another one.
+        stock.put(entry("a", STORED_BYTES - 200, 0)).unwrap();
+        let kept: Vec<_> = stock.entries().iter().map(|e| (e.key.clone(), e.bytes.len(), e.fds.len())).collect();
+        assert_eq!(kept, [("a".into(), STORED_BYTES - 200, 0), ("b".into(), 0, 1)]);
     }
 }

@@ -5,11 +5,13 @@
 //! - [`ns`], [`mount`], [`process`], [`tty`]: what makes and holds an environment;
 //! - [`seccomp`], [`target`]: system calls trapped to user space, and the memory and fds of who made them;
 //! - [`seqpacket`], [`memfd`], [`abstract_socket`]: what channels are made of, and how they are found;
-//! - [`fuse`], [`shared`]: file systems served by a process, and memory that outlives it.
+//! - [`fuse`], [`shared`]: file systems served by a process, and memory that outlives it;
+//! - [`landlock`]: rights that a process gives up.
 #![allow(unsafe_code)]
 
 pub mod abstract_socket;
 pub mod fuse;
+pub mod landlock;
 pub mod memfd;
 pub mod mount;
 pub mod ns;

@@ -186,6 +186,23 @@ pub fn no_new_privileges() -> io::Result<()> {
     }
 }
 
+/// KEYCTL_JOIN_SESSION_KEYRING (keyctl(2)): the caller gets a session keyring of its own, new and empty. False: the kernel has no keys,
+/// or lets nobody reach them here.
+///
+/// # Errors
+/// EDQUOT: the caller's user has as many keys as he may.
+pub fn own_session_keyring() -> io::Result<bool> {
+    const JOIN: libc::c_long = 1;
+    // SAFETY: a null name makes an anonymous keyring.
+    match unsafe { libc::syscall(libc::SYS_keyctl, JOIN, std::ptr::null::<libc::c_char>()) } {
+        -1 => match io::Error::last_os_error() {
+            e if matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(false),
+            e => Err(e),
+        },
+        _ => Ok(true),
+    }
+}
+
 /// PR_SET_PDEATHSIG with SIGKILL (prctl(2)): the caller dies with the *thread* that made it. An exec that gains
 /// privileges clears it.
 pub fn die_with_parent() -> io::Result<()> {

@@ -249,6 +249,35 @@ impl AsFd for Event {
     }
 }
 
+/// From now on the calling thread has no capability, and neither have those that it starts (capset(2)). Errors: none are known.
+pub fn drop_capabilities() -> io::Result<()> {
+    // linux/capability.h: version 3; effective, permitted and inheritable, twice 32 bits of each.
+    let (header, none) = ([0x2008_0522_u32, 0], [0_u32; 6]);
+    // SAFETY: two live structures as the version says.
+    match unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// From now on processes below the caller that lose their parent become the caller's children
+/// (PR_SET_CHILD_SUBREAPER(2const)).
+pub fn adopt_orphans() -> io::Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+/// The caller's children, those too that it adopted or that ended and were not reaped (proc_pid_task_tid_children(5)).
+/// None on a kernel that lists none (without CONFIG_PROC_CHILDREN).
+pub fn children() -> io::Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task")? {
+        // If the thread has ended, its children are another thread's now.
+        let text = std::fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+        found.extend(text.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+    }
+    Ok(found)
+}
+
 /// Stops the caller as Ctrl-Z would (SIGSTOP), until somebody sends SIGCONT.
 pub fn stop_self() {
     let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGSTOP);

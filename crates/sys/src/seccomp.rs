@@ -15,4 +15,4 @@ mod listener;
 pub use filter::{Action, ArgMatch, Filter, ListenerFlags, Rule};
 pub use ledger::{Height, LEDGER_SLOTS, Ledger, Slot};
 pub(crate) use listener::interrupt_signal;
-pub use listener::{Call, Listener, interrupt, interrupt_process, interruptible};
+pub use listener::{Call, Listener, interrupt, interrupt_number, interrupt_process, interruptible};

@@ -27,6 +27,8 @@ const ROOM: Duration = Duration::from_millis(100);
 const YOUNG: Duration = Duration::from_millis(20);
 /// So many in a row that died young: then this process ends too, still young, and the core decides about the next start.
 const ENOUGH: u32 = 2;
+/// So many that were killed young in a row are an accident. One more killed itself.
+const KILLED_YOUNG: u32 = 32;
 
 /// The server below this one, whoever serves at the moment.
 pub struct Below {
@@ -85,8 +87,7 @@ impl store::Server for Keeper {
         let Stored { key, bytes, fds } = entry;
         let again = Stored { key: key.clone(), bytes: bytes.clone(), fds: fds.clone() };
         self.core.put(again).await?;
-        lock(&self.stock).put(Stored { key, bytes, fds });
-        Ok(())
+        lock(&self.stock).put(Stored { key, bytes, fds })
     }
 
     async fn remove(&self, _: &Context, key: String) -> Result<(), Refused> {
@@ -106,7 +107,8 @@ impl Below {
         let (ours, theirs) = seqpacket::pair()?;
         let mut stock = Stock::default();
         borrowed.stored.iter().for_each(|entry| {
-            stock.put(Stored { key: entry.key.clone(), bytes: entry.bytes.clone(), fds: entry.fds.clone() });
+            // What the core keeps there is room for.
+            let _ = stock.put(Stored { key: entry.key.clone(), bytes: entry.bytes.clone(), fds: entry.fds.clone() });
         });
         let lower = |name: &str| if name == "trap" { "calls".to_string() } else { name.to_string() };
         let shared = Arc::new(Shared {
@@ -150,7 +152,7 @@ impl Below {
 impl Shared {
     /// Starts a server, and another after its end, until all is stopped.
     fn watch(&self) {
-        let mut young = 0;
+        let (mut young, mut killed_young) = (0, 0);
         loop {
             let since = Instant::now();
             let ended = self.one_life();
@@ -165,7 +167,11 @@ impl Shared {
             }
             // A client whose queue is full finds out by his deadline.
             let _ = announce_death(&self.channel);
-            young = if since.elapsed() > YOUNG { 0 } else { young + u32::from(!killed) };
+            (young, killed_young) = match (since.elapsed() > YOUNG, killed && killed_young < KILLED_YOUNG) {
+                (true, _) => (0, 0),
+                (false, true) => (young, killed_young + 1),
+                (false, false) => (young + 1, killed_young),
+            };
             if young >= ENOUGH {
                 eprintln!("the server below, {}, does not stay up: {why}", self.spec);
                 std::process::exit(1);

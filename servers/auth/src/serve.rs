@@ -1,14 +1,19 @@
 //! The auth server's process: it tells who is who.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use hurdle_proto::auth::{Ids, MapLine, Maps, auth};
-use hurdle_server::{Borrowed, ESRCH, OVERFLOW_ID, Target, inside};
+use hurdle_server::{Borrowed, ESRCH, OVERFLOW_ID, Reads, Target, confine_files, drop_capabilities, inside};
 use hurdle_wire::{Context, Refused};
 
 /// Serves until the right is given back.
 pub fn serve() -> ExitCode {
-    hurdle_server::run(|borrowed: &mut Borrowed| Ok(auth::service(Identities { init: borrowed.target()? })))
+    hurdle_server::run(|borrowed: &mut Borrowed| {
+        drop_capabilities()?;
+        confine_files(Reads::Below(&[Path::new("/proc")]), &[])?;
+        Ok(auth::service(Identities { init: borrowed.target()? }))
+    })
 }
 
 struct Identities {

@@ -3,11 +3,12 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use hurdle_proto::fs::{Mount, fs};
-use hurdle_server::{Borrowed, Target};
+use hurdle_server::{Borrowed, Reads, Target, confine_files};
 use hurdle_sys::ns::Extent;
 use hurdle_sys::process::numbers::EINVAL;
 use hurdle_wire::{Context, Fd, Refused};
@@ -18,6 +19,10 @@ use crate::plan::hidden;
 /// Serves until the right is given back.
 pub fn serve() -> ExitCode {
     hurdle_server::run(|borrowed: &mut Borrowed| {
+        // It shows files, and lets the kernel write them. Each of its threads has the device for itself.
+        let device = Path::new("/dev/fuse");
+        let writes: &[&Path] = if borrowed.has("fuse") { &[device] } else { &[] };
+        confine_files(Reads::All, writes)?;
         let init = borrowed.target()?;
         let layer = borrowed.attachment("layer").ok();
         if let Ok(device) = borrowed.attachment("fuse") {

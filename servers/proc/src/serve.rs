@@ -1,15 +1,18 @@
 //! The proc server's process: it lists the environment's processes, and acts on them through init.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use hurdle_proto::init::{Program, init};
 use hurdle_proto::process::{ProcessInfo, proc};
-use hurdle_server::{Borrowed, Process, Target};
+use hurdle_server::{Borrowed, Process, Reads, Target, confine_files, drop_capabilities};
 use hurdle_wire::{Channel, Connection, Context, Refused};
 
 /// Serves until the right is given back.
 pub fn serve() -> ExitCode {
     hurdle_server::run(|borrowed: &mut Borrowed| {
+        drop_capabilities()?;
+        confine_files(Reads::Below(&[Path::new("/proc")]), &[])?;
         // Pid 1 reports nothing itself.
         let init = Connection::tapped(Channel::from(borrowed.attachment("init")?), borrowed.tap());
         let init = init::Client::new(&init);

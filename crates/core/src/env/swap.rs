@@ -57,8 +57,10 @@ impl Env {
     pub(super) fn returned(&mut self, successor: u64, since: Instant) {
         let Some(n) = self.right_of(successor) else { return };
         if let Some((old, swap, swapped)) = self.rights[n].pass_on() {
+            let from = swapped.from.clone();
             self.swaps.insert(successor, (swap.answer, swapped, since));
             drop(old);
+            self.left_behind(n, &from);
         }
         self.hand_over(n);
     }
@@ -69,6 +71,7 @@ impl Env {
             let said = if said.is_empty() { said } else { format!("; it said: {said}") };
             let why = format!("the new server did not come up ({why}){said}; the former one goes on");
             let _ = answer.send(Err(Refused::new(os::EIO, why)));
+            self.strays.look();
         }
         // The holder may have died meanwhile.
         if self.rights[n].awaited() {

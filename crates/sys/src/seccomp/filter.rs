@@ -233,6 +233,15 @@ impl Filter {
         Ok(Filter { program: asm.finish()?, notifies: false })
     }
 
+    /// What refuses all that has to do with keys (keyrings(7)), as a kernel without them.
+    ///
+    /// # Errors
+    /// None are known.
+    pub fn without_keys() -> io::Result<Filter> {
+        let calls = [libc::SYS_add_key, libc::SYS_request_key, libc::SYS_keyctl];
+        Filter::new(&calls.map(|call| Rule::new(call, [], Action::Errno(libc::ENOSYS))))
+    }
+
     /// Whether any rule traps, so that somebody must hold the listener.
     pub fn notifies(&self) -> bool {
         self.notifies

@@ -154,6 +154,11 @@ impl Listener {
 }
 
 /// The signal that ends a wait in [`Listener::receive`] with EINTR.
+pub fn interrupt_number() -> u32 {
+    interrupt_signal().cast_unsigned()
+}
+
+/// The same, as libc takes it.
 pub(crate) fn interrupt_signal() -> libc::c_int {
     libc::SIGRTMIN() + 5
 }

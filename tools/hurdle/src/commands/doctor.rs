@@ -168,7 +168,7 @@ mod tests {
         let text = printed(&all);
         assert_eq!(text.matches("sysctl -w kernel.unprivileged_userns_clone=1").count(), 1);
         assert!(text.contains("it needs user-namespace"));
-        assert!(text.ends_with("5 of 14 are missing, and what needs them fails here.\n"), "{text}");
+        assert!(text.ends_with("5 of 15 are missing, and what needs them fails here.\n"), "{text}");
         // A program gets the command with each.
         assert!(all.iter().all(|f| f.mend.is_some() == needs.contains(&f.name)));
     }

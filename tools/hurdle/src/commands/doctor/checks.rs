@@ -46,7 +46,17 @@ pub(crate) const CHECKS: &[Check] = &[
     optional("limits", "hundreds of environments side by side", limits),
     optional("fuse", "fs=cow, for a user who is not root", files::fuse),
     optional("overlay", "fs=cow: changes kept apart", files::overlay),
+    optional("landlock", "fs, auth, proc: servers that reach no more than they need", walls),
 ];
+
+/// Landlock, whichever version.
+fn walls(report: &Report) -> Outcome {
+    report.at(Step::Prepare);
+    match hurdle_sys::landlock::version() {
+        0 => Err(report.wrong("the kernel has no Landlock, or it is not among the modules of lsm=")),
+        _ => Ok(()),
+    }
+}
 
 /// Id maps with ranges, written as `--auth root` has them written.
 fn id_ranges(report: &Report) -> Outcome {
