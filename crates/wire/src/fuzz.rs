@@ -41,9 +41,10 @@ fn try_as<T: DeserializeOwned + Serialize + Debug>(bytes: &[u8]) {
     for fds in 0..3 {
         let files = (0..fds).filter_map(|_| std::fs::File::open("/dev/null").ok()).map(Fd::from).collect();
         if let Ok(value) = codec::decode_shared::<T>(bytes, files) {
-            // What was decoded can be sent on, and names as many fds as it took.
+            // What was decoded can be sent on, and names the fds that it took: all, unless a map says a key twice, keeps the
+            // last value, and closes what the others held.
             let message = codec::encode(&value).expect("what was decoded can be encoded");
-            assert_eq!(message.fds(), fds);
+            assert!(message.fds() <= fds);
         }
     }
 }
