@@ -102,7 +102,9 @@ impl Spinner {
         let shared = Arc::new(Shared { begin, until, asleep: false.into(), over: false.into() });
         let spins = shared.clone();
         let thread = Builder::new().name("hurdle-awake".into()).stack_size(64 * 1024).spawn(move || {
-            if process::only_when_idle().is_ok() {
+            // It may be long until such a thread runs again, and so until it has ended with its process: nobody shall wait meanwhile
+            // for the last close of a file.
+            if process::let_go_of_files().and_then(|()| process::only_when_idle()).is_ok() {
                 spins.spin();
             }
         })?;

@@ -50,6 +50,13 @@ pub(crate) fn variables(pid: i32) -> String {
     read(pid, "environ")
 }
 
+/// What it is at: number, state, where in the kernel, in which system call, command.
+pub(crate) fn described(pid: i32) -> String {
+    let state = read(pid, "stat").rsplit_once(") ").map_or(String::new(), |(_, rest)| rest.chars().take(1).collect());
+    let [at, call] = ["wchan", "syscall"].map(|file| read(pid, file).trim().to_owned());
+    format!("{pid} {state} {at} [{call}] {}", command_line(pid))
+}
+
 /// How many fds it has open.
 pub(crate) fn fds(pid: i32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
@@ -62,8 +69,19 @@ pub(crate) fn mounts(pid: i32) -> usize {
 
 /// PSS in KiB.
 pub(crate) fn pss(pid: i32) -> Result<u64> {
+    rollup(pid, &["Pss:"])
+}
+
+/// Of that, what is its own making, and no page of a file that others have in memory too.
+pub(crate) fn own_memory(pid: i32) -> Result<u64> {
+    rollup(pid, &["Pss_Anon:", "Pss_Shmem:"])
+}
+
+/// The sum of these lines of /proc/PID/smaps_rollup, in KiB.
+fn rollup(pid: i32, names: &[&str]) -> Result<u64> {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
         .map_err(|error| format!("memory of {pid} ({}): {error}", command_line(pid)))?;
-    let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB"));
-    Ok(pss.ok_or("no Pss line")?.trim().parse()?)
+    let line = |name: &&str| rollup.lines().find_map(|line| line.strip_prefix(*name)?.trim().strip_suffix(" kB"));
+    let all: Option<Vec<&str>> = names.iter().map(line).collect();
+    all.ok_or("no Pss line")?.into_iter().try_fold(0, |sum, number| Ok(sum + number.trim().parse::<u64>()?))
 }

@@ -36,15 +36,15 @@ impl Count {
     }
 }
 
-/// Memory over time, in KiB: of the core, and of its servers together.
+/// Memory over time, in KiB: PSS of the core, and of its servers together, without pages of files, which others share now and then.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Memory(Vec<(f64, [u64; 2])>);
 
 impl Memory {
     /// One more look, so many minutes after the start.
     pub(crate) fn note(&mut self, minutes: f64, core: i32, servers: &[i32]) -> Result {
-        let servers: Result<Vec<u64>> = servers.iter().map(|pid| process::pss(*pid)).collect();
-        self.0.push((minutes, [process::pss(core)?, servers?.iter().sum()]));
+        let servers: Result<Vec<u64>> = servers.iter().map(|pid| process::own_memory(*pid)).collect();
+        self.0.push((minutes, [process::own_memory(core)?, servers?.iter().sum()]));
         Ok(())
     }
 

@@ -217,6 +217,18 @@ impl<'a> Env<'a> {
         self.memory.check()
     }
 
+    /// All there is to know, for who looks into a failure.
+    pub(crate) fn described(&self) -> String {
+        let clients: Vec<String> = self.load.operations().map(|(client, done)| format!("{client} {done}")).collect();
+        let mut text = format!("{}: {}\n", self.name, clients.join(", "));
+        for question in [vec!["ls", &self.name], vec!["rpc", &self.name, "net.counters"], self.question(5)] {
+            text += &self.fold.call(&question).unwrap_or_else(|error| error.to_string());
+        }
+        let inside = family(self.init).into_iter().chain(self.outside());
+        inside.for_each(|pid| text += &format!("{}\n", crate::process::described(pid)));
+        text
+    }
+
     /// Ends the load; nothing may be left.
     pub(crate) fn end(mut self) -> Result<Load> {
         if let Some(probe) = self.probe.take() {

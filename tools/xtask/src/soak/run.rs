@@ -98,7 +98,10 @@ pub(crate) fn run(fold: &Fold, seed: u64, length: Duration, stop: &AtomicBool) -
         begin: Instant::now(),
     };
     let mut last = VecDeque::new();
-    soak.go(seed, length, stop, &mut last).map_err(|error| format!("{error}\n  after {last:#?}"))?;
+    soak.go(seed, length, stop, &mut last).map_err(|error| {
+        let seen: String = soak.stay.iter().map(Env::described).collect();
+        format!("{error}\n  after {last:#?}\n{seen}")
+    })?;
     soak.end()
 }
 
@@ -201,7 +204,13 @@ impl Soak<'_> {
         let minutes = self.begin.elapsed().as_secs_f64() / 60.0;
         // All of them at rest before any is counted: some counts are the host's.
         self.stay.iter_mut().try_for_each(|env| env.swap("local").map(drop))?;
-        self.stay.iter_mut().try_for_each(|env| env.settle(minutes))
+        self.stay.iter_mut().try_for_each(|env| env.settle(minutes))?;
+        let deaths = spread(&self.figures.deaths);
+        let clients = self.stay.iter().flat_map(|env| env.load.operations());
+        let clients: Vec<String> = clients.map(|(client, done)| format!("{client} {done}")).collect();
+        let (user, acts) = (&self.fold.user.name, self.figures.acts);
+        println!("{minutes:5.1} min as {user}: {acts} acts; deaths {deaths}; {}", clients.join(", "));
+        Ok(())
     }
 
     fn end(mut self) -> Result<Figures> {
