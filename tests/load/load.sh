@@ -52,8 +52,8 @@ for client in $clients; do
     case $client in
     close) set -- wrk -t1 -c4 -d1s --timeout 20s -H 'Connection: close' http://127.0.0.1:8080/ ;;
     keep) set -- wrk -t1 -c4 -d1s --timeout 20s http://127.0.0.1:8080/ ;;
-    each) set -- redis-benchmark -q -n 500 -c 5 -k 0 -t get ;;
-    kept) set -- redis-benchmark -q -n 20000 -c 5 -t get ;;
+    each) set -- redis-benchmark -q -n 100 -c 5 -k 0 -t get ;;
+    kept) set -- redis-benchmark -q -n 2000 -c 5 -t get ;;
     bank) set -- "$pg/pgbench" -h 127.0.0.1 -U shepherd -S -n -c2 -T1 postgres ;;
     desk) set -- "$pg/pgbench" -h 127.0.0.1 -U shepherd -S -n -C -c2 -T1 postgres ;;
     echo) set -- python3 echo.py ask ;;

@@ -180,6 +180,16 @@ pub fn allowed_cpus() -> io::Result<usize> {
     Ok((0..nix::sched::CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).count())
 }
 
+/// How many threads of the machine run or want to at this moment, and on how many CPUs (proc_loadavg(5), sched_getaffinity(2)).
+///
+/// # Errors
+/// `InvalidData` if /proc says something else; where it is not mounted, ENOENT.
+pub fn runnable() -> io::Result<(usize, usize)> {
+    let text = std::fs::read_to_string("/proc/loadavg")?;
+    let runs = text.split(' ').nth(3).and_then(|field| field.split_once('/')?.0.parse().ok());
+    Ok((runs.ok_or(io::ErrorKind::InvalidData)?, allowed_cpus()?))
+}
+
 /// Leaves the calling thread with an empty table of fds, apart from that of its process (close_range(2)).
 ///
 /// # Errors

@@ -8,7 +8,7 @@
 //! file that CRASH_FILE names, which is removed once the successor serves.
 
 use hurdle_net::Kind;
-use hurdle_net::local::{Calls, Server, Kept};
+use hurdle_net::local::{Calls, Kept, Server};
 use hurdle_sys::ns::{self, Extent, Ids, Namespaces};
 use hurdle_sys::seccomp::{Filter, Ledger, ListenerFlags};
 use hurdle_sys::target::{Network, Tasks};

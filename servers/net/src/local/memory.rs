@@ -87,7 +87,10 @@ impl Memory {
 
     /// Who holds this name connected there.
     pub(super) fn note_destination(&mut self, name: &Name, to: Endpoint) -> io::Result<()> {
-        self.append(DESTINATION, &[name.bytes(), Meaning::Connection { local: to, remote: to }.encode().bytes()].concat())
+        self.append(
+            DESTINATION,
+            &[name.bytes(), Meaning::Connection { local: to, remote: to }.encode().bytes()].concat(),
+        )
     }
 
     /// Somebody else holds this name.

@@ -11,7 +11,7 @@ use crate::shell::Result;
 pub(crate) const LOAD: &str = include_str!("../../../../tests/load/load.sh");
 pub(crate) const ECHO: &str = include_str!("../../../../tests/load/echo.py");
 
-/// How long a client may take for a round.
+/// How long a client may take for a round, which is short: on a machine that has much else to do.
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// The clients of one environment.
@@ -107,8 +107,8 @@ fn operations(client: &str, line: &str) -> Option<u64> {
     let first = |text: &str| text.split_whitespace().next()?.parse().ok();
     match client {
         "close" | "keep" => line.contains(" requests in ").then(|| first(line))?,
-        "each" => line.contains("requests per second").then_some(500),
-        "kept" => line.contains("requests per second").then_some(20_000),
+        "each" => line.contains("requests per second").then_some(100),
+        "kept" => line.contains("requests per second").then_some(2000),
         "bank" | "desk" => first(line.strip_prefix("number of transactions actually processed: ")?),
         _ => line.contains(" exchanges").then(|| first(line))?,
     }
@@ -121,7 +121,7 @@ mod tests {
     #[test]
     fn what_clients_print_is_understood() {
         assert_eq!(operations("close", "  1234 requests in 1.00s, 1MB read\n"), Some(1234));
-        assert_eq!(operations("kept", "GET: 95238.09 requests per second, p50=0.023 msec\n"), Some(20_000));
+        assert_eq!(operations("kept", "GET: 95238.09 requests per second, p50=0.023 msec\n"), Some(2000));
         assert_eq!(operations("bank", "number of transactions actually processed: 77\n"), Some(77));
         assert_eq!(operations("echo", "200 exchanges\n"), Some(200));
         assert_eq!(operations("echo", "GET: rps=100.0\r"), None);
