@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use super::launch::of_hurdle;
 use super::rows::Found;
 use crate::process::family;
-use crate::shell::{Result, output};
+use crate::shell::{Result, output, succeeds};
 
 /// How many.
 const MANY: usize = 1000;
 /// How long the last may take to listen.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// All of them, and how long they took to be there. They end with this value.
 struct Many {
@@ -80,8 +80,9 @@ impl Many {
 
 impl Drop for Many {
     fn drop(&mut self) {
-        for name in &self.names {
-            let _ = Command::new(&self.hurdle).args(["kill", name]).stderr(Stdio::null()).status();
+        // Those that there are, each by itself if one is not.
+        if !succeeds(Command::new(&self.hurdle).arg("kill").args(&self.names)) {
+            self.names.iter().for_each(|name| _ = succeeds(Command::new(&self.hurdle).args(["kill", name])));
         }
     }
 }
