@@ -138,12 +138,12 @@ enum Source {
     Below(usize),
     /// A trap or a client's message for right N, which nobody serves.
     Activate(usize),
-    /// The holder of right N has ended.
-    Ended(usize),
+    /// The holder of right N, this borrower, has ended.
+    Ended(usize, u64),
     /// The caller who serves right N has let go of it.
     Released(usize),
     /// It wrote to its standard error.
-    Stderr(usize),
+    Stderr(usize, u64),
     /// One who traces has gone.
     Tracer,
     /// Client M of right N has hung up.
@@ -335,8 +335,10 @@ impl Env {
                 Source::Below(n) => self.forget(n),
                 Source::Released(n) => self.rights[n].released(),
                 Source::Activate(n) => self.lend(n),
-                Source::Ended(n) => self.server_ended(n),
-                Source::Stderr(n) => self.rights[n].drain_stderr(),
+                // Another may hold the right by now: then to read or to wait here would be for ever.
+                Source::Ended(n, id) if self.rights[n].is_lent_to(id) => self.server_ended(n),
+                Source::Stderr(n, id) if self.rights[n].is_lent_to(id) => self.rights[n].drain_stderr(),
+                Source::Ended(..) | Source::Stderr(..) => {}
                 Source::Tracer => self.untrace_gone(),
                 Source::HungUp(n, m) => {
                     // Indices shift: one at a time, the rest at the next turn.
@@ -401,9 +403,9 @@ impl Env {
             if let Holder::Lent(borrower) = &right.holder {
                 // What it wrote before its end is heard first.
                 if let Some(stderr) = &borrower.stderr {
-                    watch(Source::Stderr(n), stderr.as_fd(), Until::Readable);
+                    watch(Source::Stderr(n, borrower.id), stderr.as_fd(), Until::Readable);
                 }
-                watch(Source::Ended(n), borrower.pidfd.as_fd(), Until::Readable);
+                watch(Source::Ended(n, borrower.id), borrower.pidfd.as_fd(), Until::Readable);
             }
             if let Some(channel) = right.guest() {
                 watch(Source::Released(n), channel.as_fd(), Until::Ended);

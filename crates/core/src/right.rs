@@ -151,6 +151,11 @@ impl Right {
         }
     }
 
+    /// Whether this borrower holds it.
+    pub(crate) fn is_lent_to(&self, id: u64) -> bool {
+        matches!(&self.holder, Holder::Lent(borrower) if borrower.id == id)
+    }
+
     /// The fd on which programs' calls arrive by themselves, if this right has one.
     pub(crate) fn trap(&self) -> Option<&OwnedFd> {
         self.attachment("trap")

@@ -112,8 +112,8 @@ pub(crate) fn ls(env: Option<&str>, json: bool) -> Result<ExitCode, Failure> {
 /// What `ask` finds of each, in this order. Many are asked at a time, since each answer is two wake-ups away.
 fn side_by_side(names: &[String], ask: impl Fn(&String) -> Vec<EnvInfo> + Sync) -> Vec<EnvInfo> {
     let few = names.len().div_ceil(MANY).max(FEW);
+    let ask = &ask;
     std::thread::scope(|scope| {
-        let ask = &ask;
         let begun = |names: &[String]| names.iter().flat_map(ask).collect::<Vec<EnvInfo>>();
         let parts: Vec<_> = names.chunks(few).map(|names| scope.spawn(move || begun(names))).collect();
         parts.into_iter().flat_map(|part| part.join().unwrap_or_default()).collect()

@@ -143,12 +143,17 @@ const fn trap(name: &'static str, what: &'static str, work: fn(&Path) -> Result<
     Row { name, what, unit: "µs", pinned: true, measure, sides: TRAPPED, bound }
 }
 
+/// What makes the figures of a row.
+type Finding = fn(&Path, bool) -> Result<Found>;
+/// What it runs inside.
+type Work = fn(&Path) -> Result<f64>;
+
 /// What a function finds out, with `work` inside.
 const fn own(
     name: &'static str,
     what: &'static str,
     unit: &'static str,
-    (measure, work): (fn(&Path, bool) -> Result<Found>, fn(&Path) -> Result<f64>),
+    (measure, work): (Finding, Work),
     bound: Bound,
 ) -> Row {
     Row { name, what, unit, pinned: false, measure: Measure::Own { measure, work }, sides: &[], bound }

@@ -36,7 +36,10 @@ pub(crate) fn name(_: &Path) -> Result<f64> {
 
 /// socket(2) and close(2).
 pub(crate) fn socket(_: &Path) -> Result<f64> {
-    let call = |(): &()| Ok(drop(make(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?));
+    let call = |(): &()| {
+        make(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        Ok(())
+    };
     median(|| Ok(()), call)
 }
 

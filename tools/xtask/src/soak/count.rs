@@ -62,12 +62,12 @@ impl Memory {
 
     /// Least squares: KiB per hour.
     fn slope(&self, which: usize) -> f64 {
-        let count = self.0.len() as f64;
-        let mean = |of: &dyn Fn(&(f64, [u64; 2])) -> f64| self.0.iter().map(of).sum::<f64>() / count;
-        let (x, y) = (mean(&|(at, _)| *at), mean(&|(_, all)| all[which] as f64));
-        let across = |(at, all): &(f64, [u64; 2])| (at - x) * (all[which] as f64 - y);
-        let over: f64 = self.0.iter().map(|(at, _)| (at - x).powi(2)).sum();
-        if over > 0.0 { self.0.iter().map(across).sum::<f64>() / over * 60.0 } else { 0.0 }
+        let points: Vec<(f64, f64)> = self.0.iter().map(|(at, all)| (*at, all[which] as f64)).collect();
+        let count = points.len().max(1) as f64;
+        let (x, y) = points.iter().fold((0.0, 0.0), |(x, y), point| (x + point.0 / count, y + point.1 / count));
+        let across: f64 = points.iter().map(|point| (point.0 - x) * (point.1 - y)).sum();
+        let over: f64 = points.iter().map(|point| (point.0 - x).powi(2)).sum();
+        if over > 0.0 { across / over * 60.0 } else { 0.0 }
     }
 }
 

@@ -105,7 +105,7 @@ impl<'a> Env<'a> {
         if right["state"]["Failed"].is_object() {
             return Err(format!("the {interface} server of {} has failed: {right}", self.name).into());
         }
-        Ok(right["state"]["Running"].get("pid").map(pid).transpose()?)
+        right["state"]["Running"].get("pid").map(pid).transpose()
     }
 
     /// Kills a net server: any of a stack. How long service was away, in ms; none if none ran.
