@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use hurdle_tests::chance::{self, deaths};
-use hurdle_tests::load::Load;
+use hurdle_tests::load::{ALL, Load};
 use hurdle_tests::{Hurdle, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -16,7 +16,7 @@ fn server(hurdle: &Hurdle, name: &str, interface: &str) -> Option<i32> {
 #[test]
 fn a_net_server_dies_under_load_and_no_client_notices() {
     let hurdle = Hurdle::new();
-    let Some(load) = Load::start(&hurdle, "a_net_server_dies_under_load_and_no_client_notices", &["--net", "local"])
+    let Some(load) = Load::of(ALL, &hurdle, "a_net_server_dies_under_load_and_no_client_notices", &["--net", "local"])
     else {
         return;
     };

@@ -180,6 +180,28 @@ pub fn allowed_cpus() -> io::Result<usize> {
     Ok((0..nix::sched::CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).count())
 }
 
+/// How many threads of the machine run or want to at this moment, and on how many CPUs (proc_loadavg(5), sched_getaffinity(2)).
+///
+/// # Errors
+/// `InvalidData` if /proc says something else; where it is not mounted, ENOENT.
+pub fn runnable() -> io::Result<(usize, usize)> {
+    let text = std::fs::read_to_string("/proc/loadavg")?;
+    let runs = text.split(' ').nth(3).and_then(|field| field.split_once('/')?.0.parse().ok());
+    Ok((runs.ok_or(io::ErrorKind::InvalidData)?, allowed_cpus()?))
+}
+
+/// Leaves the calling thread with an empty table of fds, apart from that of its process (close_range(2)).
+///
+/// # Errors
+/// ENOMEM, EMFILE.
+pub fn let_go_of_files() -> io::Result<()> {
+    // SAFETY: plain numbers. The other threads keep their table, and this one uses no fd from here on.
+    match unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, libc::CLOSE_RANGE_UNSHARE) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// From now on the calling thread runs only where no other wants to (SCHED_IDLE, sched_setscheduler(2)).
 pub fn only_when_idle() -> io::Result<()> {
     // SAFETY: all-zero is a valid sched_param: the one priority that SCHED_IDLE has.

@@ -3,12 +3,14 @@
 //! Most answers of a server wake their caller on whatever CPU the kernel finds idle, and the next call wakes the server in the same
 //! way. On a virtual machine an idle CPU has to be fetched back from the hypervisor, which takes longer (40 to 60 µs) than
 //! all the rest of a call. So in a burst a thread spins that gets only the time which nobody else wants (SCHED_IDLE, sched(7)),
-//! and stops right after it. Nothing spins where there is one CPU, or where a quota (a cgroup's cpu.max) would pay for it.
+//! and ends right after it. Nothing spins where there is one CPU, or where a quota (a cgroup's cpu.max) would pay for it.
+//!
+//! On a busy machine such a thread gets no time at all, not even to end, and with it nothing that waits for its process. So it
+//! begins only while there is a CPU to spare, and nobody waits for it.
 
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread::{Builder, JoinHandle};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 use hurdle_sys::process;
@@ -17,48 +19,48 @@ use hurdle_sys::process;
 const GAP: Duration = Duration::from_micros(500);
 /// How long to spin on after a call.
 const LINGER: Duration = Duration::from_micros(500);
+/// How long to let be where there was no CPU to spare.
+const BUSY: Duration = Duration::from_millis(2);
 
-/// A watch over the calls of one server; dropping it ends its thread.
+/// A watch over the calls of one server.
 #[derive(Debug)]
 pub struct Awake {
-    begin: Instant,
     burst: u32,
     /// Nanoseconds from `begin` to the last call.
     last: AtomicU64,
     calls: AtomicU32,
-    spinner: OnceLock<Option<Spinner>>,
-}
-
-#[derive(Debug)]
-struct Spinner {
+    /// When to look again for a CPU to spare, as `last`.
+    next: AtomicU64,
+    spare: OnceLock<bool>,
     shared: Arc<Shared>,
-    thread: JoinHandle<()>,
 }
 
+/// What it has in common with the thread that spins.
 #[derive(Debug)]
 struct Shared {
     begin: Instant,
     /// Nanoseconds from `begin`: it spins until then.
     until: AtomicU64,
-    asleep: AtomicBool,
-    over: AtomicBool,
+    spins: AtomicBool,
 }
 
 impl Awake {
     /// `burst`: so many calls in quick succession before anything spins.
     pub fn new(burst: u32) -> Awake {
+        let shared = Shared { begin: Instant::now(), until: AtomicU64::new(0), spins: false.into() };
         Awake {
-            begin: Instant::now(),
             burst,
             last: AtomicU64::new(0),
             calls: AtomicU32::new(0),
-            spinner: OnceLock::new(),
+            next: AtomicU64::new(0),
+            spare: OnceLock::new(),
+            shared: Arc::new(shared),
         }
     }
 
-    /// A call has come.
+    /// A call has come. For one thread.
     pub fn call(&self) {
-        let now = nanoseconds(self.begin.elapsed());
+        let now = nanoseconds(self.shared.begin.elapsed());
         let last = self.last.swap(now, Ordering::Relaxed);
         if now.saturating_sub(last) > nanoseconds(GAP) {
             return self.calls.store(0, Ordering::Relaxed);
@@ -68,10 +70,11 @@ impl Awake {
         }
         // No overflow, however long it goes on.
         self.calls.store(self.burst, Ordering::Relaxed);
-        if let Some(spinner) = self.spinner.get_or_init(|| Spinner::start(self.begin).ok().flatten()) {
-            spinner.shared.until.store(now + nanoseconds(LINGER), Ordering::Relaxed);
-            if spinner.shared.asleep.swap(false, Ordering::Relaxed) {
-                spinner.thread.thread().unpark();
+        self.shared.until.store(now + nanoseconds(LINGER), Ordering::Relaxed);
+        if !self.shared.spins.load(Ordering::Relaxed) && now >= self.next.load(Ordering::Relaxed) {
+            self.next.store(now + nanoseconds(BUSY), Ordering::Relaxed);
+            if *self.spare.get_or_init(spare_cpu) && process::runnable().is_ok_and(|(runs, cpus)| runs <= cpus) {
+                self.shared.clone().start();
             }
         }
     }
@@ -79,11 +82,7 @@ impl Awake {
 
 impl Drop for Awake {
     fn drop(&mut self) {
-        if let Some(spinner) = self.spinner.take().flatten() {
-            spinner.shared.over.store(true, Ordering::Relaxed);
-            spinner.thread.thread().unpark();
-            let _ = spinner.thread.join();
-        }
+        self.shared.until.store(0, Ordering::Relaxed);
     }
 }
 
@@ -93,32 +92,21 @@ pub fn spare_cpu() -> bool {
     process::allowed_cpus().is_ok_and(|cpus| cpus > 1 && paid >= cpus)
 }
 
-impl Spinner {
-    fn start(begin: Instant) -> io::Result<Option<Spinner>> {
-        if !spare_cpu() {
-            return Ok(None);
-        }
-        let until = AtomicU64::new(0);
-        let shared = Arc::new(Shared { begin, until, asleep: false.into(), over: false.into() });
-        let spins = shared.clone();
-        let thread = Builder::new().name("hurdle-awake".into()).stack_size(64 * 1024).spawn(move || {
-            if process::only_when_idle().is_ok() {
-                spins.spin();
-            }
-        })?;
-        Ok(Some(Spinner { shared, thread }))
-    }
-}
-
 impl Shared {
-    fn spin(&self) {
-        while !self.over.load(Ordering::Relaxed) {
-            if nanoseconds(self.begin.elapsed()) < self.until.load(Ordering::Relaxed) {
-                (0..64).for_each(|_| std::hint::spin_loop());
-            } else if self.asleep.swap(true, Ordering::Relaxed) {
-                // Marked before, and nobody came between.
-                std::thread::park();
+    fn start(self: Arc<Self>) {
+        self.spins.store(true, Ordering::Relaxed);
+        let spins = self.clone();
+        let started = Builder::new().name("hurdle-awake".into()).stack_size(64 * 1024).spawn(move || {
+            // It may be long until such a thread has ended with its process: nobody shall wait meanwhile for the last close of a file.
+            if process::let_go_of_files().and_then(|()| process::only_when_idle()).is_ok() {
+                while nanoseconds(spins.begin.elapsed()) < spins.until.load(Ordering::Relaxed) {
+                    (0..64).for_each(|_| std::hint::spin_loop());
+                }
             }
+            spins.spins.store(false, Ordering::Relaxed);
+        });
+        if started.is_err() {
+            self.spins.store(false, Ordering::Relaxed);
         }
     }
 }
@@ -132,20 +120,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spins_in_a_burst_and_sleeps_after_it() {
+    fn spins_in_a_burst_and_ends_after_it() {
         let awake = Awake::new(16);
         awake.call();
-        assert!(awake.spinner.get().is_none(), "one call is no burst");
+        let spins = || awake.shared.spins.load(Ordering::Relaxed);
+        assert!(!spins(), "one call is no burst");
+        if !spare_cpu() {
+            return println!("SKIP: one CPU, or a quota");
+        }
         let end = Instant::now() + Duration::from_secs(10);
-        while awake.spinner.get().is_none() {
-            assert!(Instant::now() < end, "no burst was seen");
+        while !spins() {
+            if Instant::now() > end {
+                return println!("SKIP: no CPU to spare");
+            }
             awake.call();
         }
-        let Some(Some(spinner)) = awake.spinner.get() else {
-            return println!("SKIP: one CPU, or a quota");
-        };
-        while !spinner.shared.asleep.load(Ordering::Relaxed) {
-            assert!(Instant::now() < end, "it spins on though nobody calls");
+        while spins() {
+            assert!(Instant::now() < end + Duration::from_secs(60), "it spins on though nobody calls");
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -8,7 +8,7 @@
 //! file that CRASH_FILE names, which is removed once the successor serves.
 
 use hurdle_net::Kind;
-use hurdle_net::local::{Calls, Server};
+use hurdle_net::local::{Calls, Kept, Server};
 use hurdle_sys::ns::{self, Extent, Ids, Namespaces};
 use hurdle_sys::seccomp::{Filter, Ledger, ListenerFlags};
 use hurdle_sys::target::{Network, Tasks};
@@ -62,41 +62,43 @@ fn outside(arguments: &[std::ffi::OsString]) -> io::Result<ExitCode> {
 /// Serves by one process after the other, each killed in the midst of its work.
 fn crash(mut child: std::process::Child, trap: OwnedFd) -> io::Result<ExitCode> {
     let ledger = Ledger::create()?;
-    let mut namespaces: Option<(OwnedFd, OwnedFd)> = None;
+    let mut kept: Option<Kept> = None;
     let mut deaths = 0;
     let file = std::path::PathBuf::from(std::env::var_os("CRASH_FILE").ok_or(io::ErrorKind::InvalidInput)?);
     loop {
-        // A server hands its namespaces over a pipe by number: it is its own keeper's child, which can fetch them.
+        // A server hands what it keeps over a pipe by number: it is its own keeper's child, which can fetch them.
         let (mut told, mut tell) = UnixStream::pair()?;
         let Some(server) = hurdle_sys::process::detach()? else {
             let mut serve = || -> io::Result<()> {
                 ns::die_with_parent()?;
-                let inherited = match &namespaces {
-                    Some((user, network)) => Some((user.try_clone()?, network.try_clone()?)),
-                    None => None,
+                let copy = |kept: &Kept| -> io::Result<Kept> {
+                    let (user, network) = (kept.user.try_clone()?, kept.network.try_clone()?);
+                    Ok(Kept { user, network, memory: kept.memory.try_clone()? })
                 };
+                let inherited = kept.as_ref().map(copy).transpose()?;
                 let network = Network::of(child.id())?.into();
                 let (trap, ledger) = (trap.try_clone()?, ledger.try_clone()?);
                 let mut server =
                     Server::start(Kind::Local.into(), Calls::Own(trap), ledger, network, inherited, Tap::default())?;
-                let (user, network) = server.namespaces()?;
-                tell.write_all(&user.as_raw_fd().to_ne_bytes())?;
-                tell.write_all(&network.as_raw_fd().to_ne_bytes())?;
+                let Kept { user, network, memory } = server.kept()?;
+                for fd in [&user, &network, &memory] {
+                    tell.write_all(&fd.as_raw_fd().to_ne_bytes())?;
+                }
                 server.wait();
                 Ok(())
             };
             std::process::exit(i32::from(serve().is_err()));
         };
         drop(tell);
-        let mut numbers = [0; 8];
+        let mut numbers = [0; 12];
         told.read_exact(&mut numbers)?;
-        if namespaces.is_none() {
+        if kept.is_none() {
             let mut tasks = Tasks::new();
             let mut fetch = |at: usize| {
                 let number = [numbers[at], numbers[at + 1], numbers[at + 2], numbers[at + 3]];
                 tasks.fd(server as u32, i32::from_ne_bytes(number))
             };
-            namespaces = Some((fetch(0)?, fetch(4)?));
+            kept = Some(Kept { user: fetch(0)?, network: fetch(4)?, memory: fetch(8)? });
         }
         let _ = std::fs::remove_file(&file);
         let over = loop {

@@ -11,11 +11,11 @@ use hurdle_wire::{Context, Fd, Refused, Router};
 
 use crate::Kind;
 use crate::delay::Delay;
-use crate::local::{Calls, Passer, Server, SocketInfo};
+use crate::local::{Calls, Kept, Passer, Server, SocketInfo};
 use crate::plan::{Kinds, Part, part};
 
-/// Where the private namespaces of the sockets are in the store, and which kinds of network there were.
-const NAMESPACES: &str = "namespaces";
+/// Where what outlives a server is in the store, and which kinds of network there were.
+const SOCKETS: &str = "sockets";
 
 /// Serves until the right is given back.
 pub fn serve() -> ExitCode {
@@ -38,20 +38,21 @@ fn network(kind: Kind, borrowed: &mut Borrowed) -> Result<impl hurdle_wire::Serv
     };
     let ledger = borrowed.attachment("ledger")?;
     let network = borrowed.attachment("network")?;
-    let kept = borrowed.stored(NAMESPACES);
-    let namespaces = kept.as_ref().and_then(|kept| match kept.fds.as_slice() {
-        [user, net] => Some((user.clone().into_owned().ok()?, net.clone().into_owned().ok()?)),
-        _ => None,
+    let stored = borrowed.stored(SOCKETS);
+    let before = stored.as_ref().and_then(|stored| stored.bytes.first().copied()).unwrap_or(0);
+    let kept = stored.and_then(|stored| {
+        let fds = stored.fds.into_iter().map(|fd| fd.into_owned().ok()).collect::<Option<Vec<_>>>()?;
+        let [user, network, memory] = fds.try_into().ok()?;
+        Some(Kept { user, network, memory })
     });
-    let before = kept.as_ref().and_then(|kept| kept.bytes.first().copied()).unwrap_or(0);
     let kinds = Kinds::from(kind).after(before);
-    let known = namespaces.is_some() && kinds.bits() == before;
-    let server = Server::start(kinds, calls, ledger, network, namespaces, borrowed.tap())?;
+    let known = kept.is_some() && kinds.bits() == before;
+    let server = Server::start(kinds, calls, ledger, network, kept, borrowed.tap())?;
     let passer = server.passer();
     if !known {
-        let (user, net) = server.namespaces()?;
-        let fds = vec![Fd::from(user), Fd::from(net)];
-        borrowed.store().put(Stored { key: NAMESPACES.into(), bytes: vec![kinds.bits()], fds }).wait()?;
+        let Kept { user, network, memory } = server.kept()?;
+        let fds = [user, network, memory].map(Fd::from).into();
+        borrowed.store().put(Stored { key: SOCKETS.into(), bytes: vec![kinds.bits()], fds }).wait()?;
     }
     // Programs wait for answers at any moment, also those that are parked.
     borrowed.stay();

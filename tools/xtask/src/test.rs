@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::docs;
 use crate::shell::{Result, cargo, output, root, run as run_command, succeeds};
+use crate::soak;
 use crate::stage::{Stage, USER, User, alone};
 
 /// How long one file of end-to-end tests may take.
@@ -86,6 +87,14 @@ pub(crate) fn run(names: &[String]) -> Result {
         count.took("unit and integration tests", phase);
     }
     end_to_end(names, &built, &mut count)?;
+    if names.is_empty() {
+        let phase = Instant::now();
+        match soak::lacks() {
+            Some(program) => count.skip("soak", &format!("{program} is not installed (cargo xtask install)")),
+            None => count.check("soak", soak::briefly()),
+        }
+        count.took("soak", phase);
+    }
 
     for note in &count.notes {
         println!("{note}");

@@ -90,7 +90,9 @@ impl State {
             result?;
         }
         socket::set_mark(fd, mark.with(BOUND, 1).0)?;
-        self.destinations.remove(&bound.name());
+        if self.destinations.remove(&bound.name()).is_some() {
+            self.memory.forget(&bound.name())?;
+        }
         Ok(bound)
     }
 

@@ -129,6 +129,7 @@ impl State {
             if listener.endpoint.host != to.host
                 && let Some(Meaning::Bound(own)) = Meaning::decode(socket::name(fd)?.bytes())
             {
+                self.memory.note_destination(&own.name(), to)?;
                 self.destinations.insert(own.name(), to);
             }
         } else {

@@ -7,7 +7,8 @@
 //!
 //! Principles:
 //! 1. *No state but what can be rebuilt.* The truth is in names and marks of the sockets themselves; [`State`] holds an
-//!    index of bound ports, a few sockets made ahead, and calls that wait. A call that waits is also in the ledger.
+//!    index of bound ports, a few sockets made ahead, and calls that wait. A call that waits is also in the ledger. What little
+//!    a socket can't say (rare options) is noted in a file that outlives the server.
 //! 2. *No copy of a program's socket is kept*, or the last close would not be the last.
 //! 3. *No call of the server blocks.* What would wait is parked, and answered by the call that ends its wait.
 //! 4. *What is not ours goes on natively*, as fast as may be: the environment's own network namespace is harmless.
@@ -22,6 +23,7 @@ mod carry;
 mod clock;
 mod connect;
 mod host;
+mod memory;
 mod names;
 mod options;
 mod pool;
@@ -84,6 +86,17 @@ pub struct Server {
     passer: Option<Passer>,
 }
 
+/// What outlives a server.
+#[derive(Debug)]
+pub struct Kept {
+    /// The user namespace that the sockets live in.
+    pub user: OwnedFd,
+    /// The network namespace.
+    pub network: OwnedFd,
+    /// What sockets can't say by themselves.
+    pub memory: OwnedFd,
+}
+
 /// The listener of trapped calls, and who receives from it.
 #[derive(Debug)]
 pub enum Calls {
@@ -110,7 +123,7 @@ impl Server {
     /// Starts serving trapped calls, its own or those that the server above passes down ([`Server::passer`]). `kinds` says what new
     /// sockets are, and what networks earlier servers gave: sockets of those are carried on. `ledger` is what [`Ledger::create`] made, or what an earlier server used:
     /// the calls in it are answered first. `network` is the environment's network namespace: who is in another one is not
-    /// served. `namespaces` (user, network) are those of the earlier server's sockets. To be called
+    /// served. `kept` is what an earlier server left of its sockets ([`Server::kept`]). To be called
     /// while the process has one thread, by a process that may trace the environment's. Calls are reported to `tap`.
     ///
     /// # Errors
@@ -120,15 +133,15 @@ impl Server {
         calls: Calls,
         ledger: OwnedFd,
         network: OwnedFd,
-        namespaces: Option<(OwnedFd, OwnedFd)>,
+        kept: Option<Kept>,
         tap: Tap,
     ) -> io::Result<Server> {
         hurdle_sys::target::raise_fd_limit()?;
         interruptible()?;
         let turn = Ledger::turn(&ledger)?;
         // A successor is one under load, or one whose predecessor did not live.
-        let calm = namespaces.is_none();
-        let state = State::new(kinds, network.try_into()?, namespaces)?;
+        let calm = kept.is_none();
+        let state = State::new(kinds, network.try_into()?, kept)?;
         let (trap, height, source, passer) = match calls {
             Calls::Own(fd) => (fd, Height::ALONE, worker::Source::Kernel, None),
             Calls::Above(fd) => {
@@ -155,14 +168,15 @@ impl Server {
         Ok(Server { shared, worker: Some(worker), passer })
     }
 
-    /// The user and network namespace that the sockets live in, for a successor.
+    /// What a successor needs to carry the sockets on.
     ///
     /// # Errors
     /// EMFILE.
-    pub fn namespaces(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+    pub fn kept(&self) -> io::Result<Kept> {
         let state = self.shared.lock();
         let (user, network) = state.pool.namespaces();
-        Ok((user.try_clone_to_owned()?, network.try_clone_to_owned()?))
+        let memory = state.memory.file()?;
+        Ok(Kept { user: user.try_clone_to_owned()?, network: network.try_clone_to_owned()?, memory })
     }
 
     /// Where calls are passed to that another server receives.

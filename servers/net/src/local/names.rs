@@ -9,13 +9,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 impl State {
     pub(super) fn own_name(&mut self, trap: &Trap<'_>) -> Handled {
-        let Some((fd, mark)) = self.fetch(trap)? else { return Ok(Answer::Native) };
+        // Whether the caller still waits is asked before its memory is written; nothing else is changed.
+        let Some((fd, mark)) = self.fetch_unchecked(trap)? else { return Ok(Answer::Native) };
         let local = self.local(fd.as_fd(), mark)?;
         self.write_name(trap, mark, local)
     }
 
     pub(super) fn peer_name(&mut self, trap: &Trap<'_>) -> Handled {
-        let Some((fd, mark)) = self.fetch(trap)? else { return Ok(Answer::Native) };
+        let Some((fd, mark)) = self.fetch_unchecked(trap)? else { return Ok(Answer::Native) };
         let remote = self.remote(fd.as_fd(), mark)?;
         self.write_name(trap, mark, remote)
     }
@@ -33,10 +34,10 @@ impl State {
             Some(Meaning::Connection { local, .. }) => return Ok(local),
             Some(Meaning::Bound(own)) => own.endpoint,
         };
-        let Ok(peer) = socket::peer_name(fd) else { return Ok(own) };
         if !own.host.is_any() {
             return Ok(own);
         }
+        let Ok(peer) = socket::peer_name(fd) else { return Ok(own) };
         // Connected under a wildcard: it is called what the other end called it.
         let meant = match Meaning::decode(peer.bytes()) {
             Some(Meaning::Connection { remote, .. }) => remote.host,

@@ -1,7 +1,8 @@
 //! setsockopt(2) and getsockopt(2): what TCP and IP know and AF_UNIX does not, checked, remembered and read back.
 //!
-//! Where an option is kept: frequent ones in the socket's mark, so that they outlive this server; the others in memory.
+//! Where an option is kept: frequent ones in the socket's mark, so that they outlive this server; the others in a file that does (`memory`).
 
+use super::memory::set;
 use super::state::{Answer, Errno, Extra, Handled, State, Trap};
 use hurdle_netstack::address::Family;
 use hurdle_netstack::mark::{
@@ -268,11 +269,10 @@ impl State {
     }
 
     fn remember(&mut self, fd: BorrowedFd<'_>, mark: Mark, option: (i32, i32), value: Vec<u8>) -> Result<(), Errno> {
-        let extras = self.extras.entry(socket::cookie(fd)?).or_default();
-        match extras.iter_mut().find(|(known, _)| *known == option) {
-            Some((_, old)) => *old = value,
-            None => extras.push((option, value)),
-        }
+        let cookie = socket::cookie(fd)?;
+        self.memory.note_option(cookie, option, &value)?;
+        set(self.extras.entry(cookie).or_default(), option, value);
+        self.tidy()?;
         Ok(socket::set_mark(fd, mark.with(EXTRA, 1).0)?)
     }
 
@@ -328,7 +328,9 @@ impl State {
             Some(mark) => {
                 *mark = mark.with(REUSE_PORT, shared.into());
                 if !extras.is_empty() {
-                    self.extras.insert(socket::cookie(to)?, extras);
+                    let cookie = socket::cookie(to)?;
+                    extras.iter().try_for_each(|(option, value)| self.memory.note_option(cookie, *option, value))?;
+                    self.extras.insert(cookie, extras);
                     *mark = mark.with(EXTRA, 1);
                 }
                 socket::set_mark(to, mark.0)?;
@@ -355,7 +357,10 @@ impl State {
         if mark.has(EXTRA)
             && let Some(extras) = self.extras.get(&socket::cookie(listener)?).cloned()
         {
-            self.extras.insert(socket::cookie(accepted)?, extras);
+            let cookie = socket::cookie(accepted)?;
+            extras.iter().try_for_each(|(option, value)| self.memory.note_option(cookie, *option, value))?;
+            self.extras.insert(cookie, extras);
+            self.tidy()?;
         }
         Ok(())
     }

@@ -65,6 +65,14 @@ impl Pool {
         self.broken
     }
 
+    /// Has some of a kind made, and does not wait for them.
+    pub(super) fn prepare(&mut self, family: Family, nonblocking: bool) -> io::Result<()> {
+        let kind = kind(family, nonblocking);
+        self.mint.ask(kind as u8)?;
+        self.asked[kind] = true;
+        Ok(())
+    }
+
     /// A fresh socket.
     pub(super) fn socket(&mut self, family: Family, nonblocking: bool) -> io::Result<OwnedFd> {
         let made = self.next(family, nonblocking);

@@ -1,8 +1,9 @@
 //! What the server knows between two calls, and how it looks at a caller.
 
-use super::Shared;
 use super::carry::Carry;
+use super::memory::{Destinations, Extras, Memory};
 use super::pool::{Pool, Sockets};
+use super::{Kept, Shared};
 use crate::plan::Kinds;
 use hurdle_netstack::address::{Endpoint, Family, Host};
 use hurdle_netstack::mark::{ACCEPTED, Mark};
@@ -129,9 +130,11 @@ pub(super) struct State {
     /// Connections whose accept(2) was cancelled at the last moment, by listener: the next one gets them.
     pub(super) returned: HashMap<Name, VecDeque<(OwnedFd, Instant)>>,
     /// Where the holder of a bound name connected to, if the listener's own name does not say it.
-    pub(super) destinations: HashMap<Name, Endpoint>,
+    pub(super) destinations: Destinations,
     /// Options by socket cookie.
-    pub(super) extras: HashMap<u64, Vec<Extra>>,
+    pub(super) extras: Extras,
+    /// Where both are noted for the next server.
+    pub(super) memory: Memory,
     /// Where each listener was last seen, to widen its backlog: thread and fd.
     pub(super) seen: HashMap<Name, (u32, i32)>,
     /// How many connections the queues of each port hold at most, and the shortest may hold. Accepts that go natively are not seen, so
@@ -144,11 +147,16 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(kinds: Kinds, network: Network, namespaces: Option<(OwnedFd, OwnedFd)>) -> io::Result<State> {
-        let inherited = namespaces.is_some();
+    pub(super) fn new(kinds: Kinds, network: Network, kept: Option<Kept>) -> io::Result<State> {
+        let (inherited, kept) = (kept.is_some(), kept.map(|kept| ((kept.user, kept.network), kept.memory)));
+        let (namespaces, noted) = kept.unzip();
         // Side by side: traffic may wait.
         let (begun, other) = (Pool::begin(namespaces, Sockets::Unix)?, Carry::begin(kinds, &network)?);
-        let pool = Pool::new(begun)?;
+        let mut memory = Memory::open(noted)?;
+        let (extras, destinations) = memory.recall()?;
+        let mut pool = Pool::new(begun)?;
+        // They are made while the rest goes on.
+        pool.prepare(Family::V4, false)?;
         let carry = Carry::new(kinds, other)?;
         let home = socket::namespace(pool.diagnosis())?;
         let seed = std::time::UNIX_EPOCH.elapsed().map_or(0, |now| now.subsec_nanos() as u16);
@@ -162,8 +170,9 @@ impl State {
             accepting: HashMap::new(),
             connecting: HashMap::new(),
             returned: HashMap::new(),
-            destinations: HashMap::new(),
-            extras: HashMap::new(),
+            destinations,
+            extras,
+            memory,
             seen: HashMap::new(),
             queues: HashMap::new(),
             cancelled: HashMap::new(),
@@ -257,6 +266,21 @@ impl State {
     pub(super) fn comes_again(&mut self, call: &Call) -> bool {
         !self.cancelled.is_empty()
             && self.cancelled.remove(&call.tid).is_some_and(|old| (old.syscall, old.args) == (call.syscall, call.args))
+    }
+
+    /// Notes no sockets any longer that are gone, when there may be many.
+    pub(super) fn tidy(&mut self) -> io::Result<()> {
+        if !self.memory.is_long() {
+            return Ok(());
+        }
+        let listed = socket::list(self.pool.diagnosis())?;
+        let cookies = listed.iter().map(|one| one.cookie).collect();
+        let bound = |name: &socket::Name| match Meaning::decode(name.bytes()) {
+            Some(Meaning::Bound(bound)) => Some(bound.name()),
+            _ => None,
+        };
+        let names = listed.iter().filter_map(|one| bound(&one.name)).collect();
+        self.memory.sweep(&mut self.extras, &mut self.destinations, (&cookies, &names))
     }
 
     /// Whether call `id` waits.

@@ -15,6 +15,9 @@ use crate::progress;
 
 /// How long `ls` waits for one environment.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// How many are asked at a time, and how many make it worth a thread.
+const MANY: usize = 32;
+const FEW: usize = 8;
 /// No deadline that a user would see.
 const FOR_EVER: Duration = Duration::MAX;
 
@@ -67,11 +70,13 @@ pub(crate) fn ls(env: Option<&str>, json: bool) -> Result<ExitCode, Failure> {
             infos.push(EnvInfo { name: path.to_string(), parent: parent.to_string(), ..info });
         }
         None => {
-            for name in hurdle_core::names()? {
-                if let Ok(core) = hurdle_core::connect(&name) {
-                    list(&core, name, "host", DEPTH, &mut infos);
+            infos = side_by_side(&hurdle_core::names()?, |name| {
+                let mut found = Vec::new();
+                if let Ok(core) = hurdle_core::connect(name) {
+                    list(&core, name.clone(), "host", DEPTH, &mut found);
                 }
-            }
+                found
+            });
         }
     }
     if json {
@@ -102,6 +107,17 @@ pub(crate) fn ls(env: Option<&str>, json: bool) -> Result<ExitCode, Failure> {
         }
     }
     output::print(text)
+}
+
+/// What `ask` finds of each, in this order. Many are asked at a time, since each answer is two wake-ups away.
+fn side_by_side(names: &[String], ask: impl Fn(&String) -> Vec<EnvInfo> + Sync) -> Vec<EnvInfo> {
+    let few = names.len().div_ceil(MANY).max(FEW);
+    let ask = &ask;
+    std::thread::scope(|scope| {
+        let begun = |names: &[String]| names.iter().flat_map(ask).collect::<Vec<EnvInfo>>();
+        let parts: Vec<_> = names.chunks(few).map(|names| scope.spawn(move || begun(names))).collect();
+        parts.into_iter().flat_map(|part| part.join().unwrap_or_default()).collect()
+    })
 }
 
 /// Adds the environment `path` and what lies below it.

@@ -5,6 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::process::{command_line, family, pss};
 use crate::shell::Result;
 
 /// Wall times of `count` launches in turn, in ms.
@@ -53,17 +54,11 @@ pub(crate) fn memory(mut command: Command) -> Result<f64> {
     std::thread::sleep(Duration::from_secs(1));
     let mut sum = 0;
     let mut found = Vec::new();
-    for pid in family(child.id()) {
-        let name = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ");
-        if name.contains("xtask inside") && !name.contains("hurdle") {
-            continue;
+    for pid in family(child.id().cast_signed()) {
+        if let Some(pss) = of_hurdle(pid)? {
+            found.push(format!("{pss} KiB {}", command_line(pid)));
+            sum += pss;
         }
-        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))
-            .map_err(|error| format!("memory of {pid} ({name}): {error}"))?;
-        let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.trim().strip_suffix(" kB"));
-        let pss: u64 = pss.ok_or("no Pss line")?.trim().parse()?;
-        found.push(format!("{pss} KiB {name}"));
-        sum += pss;
     }
     eprintln!("  {}", found.join("; "));
     // The end of its input ends the workload.
@@ -72,22 +67,10 @@ pub(crate) fn memory(mut command: Command) -> Result<f64> {
     if line.trim() == "ready" { Ok(sum as f64 / 1024.0) } else { Err(format!("the workload said {line:?}").into()) }
 }
 
-/// A process and all its descendants.
-fn family(root: u32) -> Vec<u32> {
-    let parent = |pid: u32| -> Option<u32> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
-    };
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    let mut found = vec![root];
-    let mut next = 0;
-    while next < found.len() {
-        let above = found[next];
-        found.extend(pids.iter().copied().filter(|pid| parent(*pid) == Some(above)));
-        next += 1;
-    }
-    found
+/// PSS of a process in KiB; none of a workload itself.
+pub(crate) fn of_hurdle(pid: i32) -> Result<Option<u64>> {
+    let name = command_line(pid);
+    if name.contains("xtask inside") && !name.contains("hurdle") { Ok(None) } else { pss(pid).map(Some) }
 }
 
 /// The workload of an idle environment: one connection, so that a net server runs, then nothing until its input ends.

@@ -1,16 +1,21 @@
 //! The numbers of docs/performance.md: each row measured in interleaved rounds, natively, in an environment, and in what
 //! users would pick instead where that is installed.
 //!
-//! `rows` and `cow` declare what is measured; `peers` starts what other things than hurdle are held against; `measure` runs
+//! `rows` and `cow` declare what is measured; `traps`, `mortal`, `nested` and `many` measure what only an environment has: trapped
+//! calls, deaths and swaps, depth, and a thousand at once; `peers` starts what other things than hurdle are held against; `measure` runs
 //! one row's rounds, in a process of its own that is pinned to one CPU if the row is, and that belongs to the user who
 //! measures; `workload` is what a row does inside of a side; `report` keeps the results in docs/performance.json and prints them.
 
 mod cow;
 mod launch;
+mod many;
 mod measure;
+mod mortal;
+mod nested;
 mod peers;
 mod report;
 mod rows;
+mod traps;
 mod workload;
 
 use std::path::{Path, PathBuf};

@@ -155,7 +155,11 @@ fn render(kept: &Kept) -> String {
 
 /// The sides that a row's table shows.
 fn columns(entry: &Entry) -> &'static [&'static str] {
-    if entry.measured.row.starts_with("cow-") { &COPY_ON_WRITE } else { &["native", "hurdle", "bwrap"] }
+    match entry.measured.row.split_once('-') {
+        Some(("cow", _)) => &COPY_ON_WRITE,
+        Some(("depth", _)) => &["depth 1", "hurdle"],
+        _ => &["native", "hurdle", "bwrap"],
+    }
 }
 
 fn table_row(text: &mut String, measured: &Measured, columns: &[&str]) {

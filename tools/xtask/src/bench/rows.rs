@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::workload;
+use super::{many, mortal, nested, traps, workload};
 use crate::shell::Result;
 
 /// A way to run the workload.
@@ -89,6 +89,8 @@ const FILES: Side = Side::Bwrap(&["--unshare-pid", "--dev-bind", "/", "/", "--pr
 const LAUNCH: &[Side] = &[Side::Native, Side::Hurdle(&[]), ALL];
 const LAUNCH_LOCAL: &[Side] = &[Side::Native, Side::Hurdle(&["--net", "local", "--auth", "root"]), ALL];
 const LOCAL: &[Side] = &[Side::Native, Side::Hurdle(&["--net", "local"]), NET];
+/// A trapped call costs what it costs wherever it is native: bubblewrap has nothing to show here.
+const TRAPPED: &[Side] = &[Side::Native, Side::Hurdle(&["--net", "local"])];
 const SHARE: &[Side] = &[Side::Native, Side::Hurdle(&["--fs", "share"]), FILES];
 
 fn nothing(_: &Path) -> Result {
@@ -136,6 +138,27 @@ const fn alone(name: &'static str, what: &'static str, unit: &'static str, measu
     Row { name, what, unit, pinned: false, measure, sides: &[Side::Hurdle(&["--net", "local"])], bound }
 }
 
+const fn trap(name: &'static str, what: &'static str, work: fn(&Path) -> Result<f64>) -> Row {
+    let (measure, bound) = (inside(work), Bound::Below(12.0));
+    Row { name, what, unit: "µs", pinned: true, measure, sides: TRAPPED, bound }
+}
+
+/// What makes the figures of a row.
+type Finding = fn(&Path, bool) -> Result<Found>;
+/// What it runs inside.
+type Work = fn(&Path) -> Result<f64>;
+
+/// What a function finds out, with `work` inside.
+const fn own(
+    name: &'static str,
+    what: &'static str,
+    unit: &'static str,
+    (measure, work): (Finding, Work),
+    bound: Bound,
+) -> Row {
+    Row { name, what, unit, pinned: false, measure: Measure::Own { measure, work }, sides: &[], bound }
+}
+
 /// All rows, in the order of docs/performance.md.
 pub(crate) fn all() -> impl Iterator<Item = &'static Row> {
     ROWS.iter().chain(super::cow::ROWS)
@@ -179,6 +202,46 @@ const ROWS: &[Row] = &[
         sides: LAUNCH,
         bound: Bound::Above(150.0),
     },
+    trap("trap-getsockname", "getsockname, answered by a server process, one CPU", traps::name),
+    trap("trap-socket", "socket and close, one CPU", traps::socket),
+    trap("trap-accept", "accept with an address, one CPU", traps::accept),
+    own(
+        "death",
+        "a net server is killed: the longest call of a program that makes one after the other",
+        "ms",
+        (mortal::death, mortal::probe),
+        Bound::Below(5.0),
+    ),
+    own(
+        "swap",
+        "`hurdle swap ENV net=delay,ms=1+local` and back: the same",
+        "ms",
+        (mortal::swap, mortal::probe),
+        Bound::Below(10.0),
+    ),
+    pinned(own(
+        "depth-trap",
+        "getsockname at depth 16, against depth 1, one CPU",
+        "µs",
+        (nested::trap, traps::name),
+        Bound::AtMost(1.3, "depth 1"),
+    )),
+    own(
+        "depth-launch",
+        "`hurdle run --net local -- true` at depth 16, against depth 1",
+        "ms",
+        (nested::launch, nested::launches),
+        Bound::AtMost(1.5, "depth 1"),
+    ),
+    own(
+        "many-rate",
+        "1,000 environments with `--net local` and a listener each, alive at once: created per second",
+        "/s",
+        (many::rate, many::listen),
+        Bound::Above(0.0),
+    ),
+    own("many-memory", "the same: PSS of each", "MiB", (many::memory, many::listen), Bound::Below(3.0)),
+    own("many-ls", "the same: `hurdle ls`", "ms", (many::ls, many::listen), Bound::Below(1000.0)),
 ];
 
 /// The row called `name`.

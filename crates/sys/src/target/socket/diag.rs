@@ -18,6 +18,8 @@ pub struct Listed {
     pub state: u8,
     /// Its inode number.
     pub inode: u32,
+    /// Its cookie, as `cookie` tells it.
+    pub cookie: u64,
     /// Its peer's inode number.
     pub peer: Option<u32>,
     /// Bytes that wait to be read; for a listener, connections that wait to be accepted.
@@ -107,6 +109,7 @@ fn one(body: &[u8]) -> Option<Listed> {
         name: Name { bytes: [0; 108], length: 0 },
         state: *body.get(2)?,
         inode: word(body, 4)?,
+        cookie: u64::from(word(body, 8)?) | u64::from(word(body, 12)?) << 32,
         peer: None,
         queued: 0,
     };
@@ -148,5 +151,7 @@ mod tests {
         let found = list(diagnosis.as_fd()).unwrap();
         let ours: Vec<_> = found.iter().filter(|one| one.name.bytes() == name.as_bytes()).collect();
         assert!(ours.iter().any(|one| one.state == LISTENING && one.queued == 1), "{ours:?}");
+        let cookie = super::super::cookie(listener.as_fd()).unwrap();
+        assert!(ours.iter().any(|one| one.cookie == cookie), "{ours:?} {cookie}");
     }
 }
