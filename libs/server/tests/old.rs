@@ -9,6 +9,7 @@ use hurdle_proto::server::{ClientChannel, Peer};
 use hurdle_wire::{CallError, Channel, Context, End, Fd, Refused, Router, ServeOptions, serve};
 
 /// As of the first versions: `net` without `trapped`, `server` without `give_back`.
+#[allow(unreachable_pub)]
 mod old {
     use hurdle_wire::Fd;
     use serde::{Deserialize, Serialize};
