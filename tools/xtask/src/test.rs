@@ -25,6 +25,9 @@ const ONCE: [&str; 2] = ["layout", "cpython"];
 /// Files of tests that look at all the mounts, sockets and files of the host: what others make meanwhile is not theirs to see.
 const ALONE: [&str; 2] = ["leaks", "cow_leaks"];
 
+/// Where the examples are on the stage.
+const EXAMPLES: &str = "examples";
+
 /// What end-to-end tests read of the source tree.
 const SOURCES: [&str; 2] = ["README.md", "servers/net/tests/cpython-differences.txt"];
 
@@ -149,8 +152,10 @@ fn end_to_end(names: &[String], built: &[Program], count: &mut Count) -> Result 
     }
     let stage = Stage::new()?;
     stage.program(&release_directory()?.join("hurdle"), "hurdle")?;
+    // Apart: a file of tests may be called as the example that it tests.
+    std::fs::create_dir(stage.path().join(EXAMPLES))?;
     for example in built.iter().filter(|program| !program.test) {
-        stage.program(&example.path, &example.name)?;
+        stage.program(&example.path, &format!("{EXAMPLES}/{}", example.name))?;
     }
     let source = stage.path().join("source");
     for name in SOURCES.iter().filter(|name| root().join(name).exists()) {
@@ -249,7 +254,7 @@ impl Program {
             command = alone(command, stage.path());
         }
         command.env("HURDLE_BIN", stage.path().join("hurdle")).env("HURDLE_SKIPS", &skips);
-        command.env("HURDLE_EXAMPLES", stage.path()).env("HURDLE_SOURCE", stage.path().join("source"));
+        command.env("HURDLE_EXAMPLES", stage.path().join(EXAMPLES)).env("HURDLE_SOURCE", stage.path().join("source"));
         if ONCE.contains(&self.name.as_str()) {
             for name in ["CARGO", "CARGO_HOME", "RUSTUP_HOME"] {
                 command.envs(std::env::var_os(name).map(|value| (name, value)));
