@@ -39,11 +39,13 @@ fn tried(hurdle: &Hurdle, walls: &str) -> Option<Vec<(String, i64)>> {
     Some(all)
 }
 
-/// All attempts but `allowed` met with one of `refused`.
+/// All attempts but `allowed` met with one of `refused`. Root without capabilities may not look into a process of root's that has
+/// some, whatever the walls.
 #[track_caller]
 fn refused(all: &[(String, i64)], allowed: &[&str], refused: &[i64]) {
     for (what, errno) in all {
-        let as_meant = if allowed.contains(&what.as_str()) { *errno == 0 } else { refused.contains(errno) };
+        let without_walls = *errno == 0 || what == "environ" && *errno == EACCES;
+        let as_meant = if allowed.contains(&what.as_str()) { without_walls } else { refused.contains(errno) };
         assert!(as_meant, "{what} met with {errno}: {all:?}");
     }
     assert_eq!(all.len(), 12);

@@ -218,7 +218,8 @@ fn a_net_server_that_hands_out_what_is_no_socket_harms_its_programs_only() {
     hurdle.detach(&name, &["--net", &hostile(&hurdle, "nulls")], &["sleep", "1000"]);
     hurdle.detach(&other, &["--net", "local"], &["sleep", "1000"]);
     let text = "import os, socket, stat\n\
-                print(stat.S_ISSOCK(os.fstat(socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0).fileno()).st_mode))";
+                got = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0)\n\
+                print(stat.S_ISSOCK(os.fstat(got.fileno()).st_mode))";
     assert_eq!(enter(&hurdle, &name, text), "False\n");
     assert_eq!(enter(&hurdle, &other, text), "True\n");
     Core::of(&hurdle, &name).is_well("nulls");
