@@ -352,35 +352,49 @@ pub const SETTLED: Duration = Duration::from_millis(300);
 /// How far below the caller the stack stays as it is.
 const DEPTH: usize = 16 << 10;
 
-/// Lets go of what start-up alone needed (madvise(2), MADV_DONTNEED): the pages of the caller's own machine code, of which
-/// those needed again come back from the page cache by themselves; the main thread's stack below the caller; what malloc(3)
+/// Lets go of what start-up alone needed (madvise(2), MADV_DONTNEED): the pages of the caller's own machine code and constants, of
+/// which those needed again come back from the page cache by themselves; the main thread's stack below the caller; what malloc(3)
 /// has free. For a process that begins to wait, called by its main thread.
 pub fn release_code() {
     let here = 0u8;
     let below = (&raw const here).addr().saturating_sub(DEPTH) & !0xfff;
+    let file = file_ranges(below);
     // SAFETY: takes an integer.
     unsafe { libc::malloc_trim(0) };
+    // Last, and the code at the end: what runs from here on comes back, each page with its neighbours.
+    for (from, to) in file {
+        // SAFETY: a read-only private mapping of a file that nobody has written to, since it holds no relocation: its pages are read
+        // again from the file when next touched, also those of this very function. An empty range is no error.
+        unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Where the caller's constants and code are mapped. On the way it lets go of the main thread's stack below `below`.
+fn file_ranges(below: usize) -> [(usize, usize); 2] {
+    let mut found = [(0, 0); 2];
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let exe = std::fs::read_link("/proc/self/exe").unwrap_or_default();
     for line in maps.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         let number = |text: &str| usize::from_str_radix(text, 16).ok();
         let ends = |range: &str| range.split_once('-').and_then(|(from, to)| Some((number(from)?, number(to)?)));
-        if let [range, _, _, _, _, "[stack]"] = words[..]
-            && let Some((from, _)) = ends(range).filter(|(from, to)| (*from..*to).contains(&below))
-        {
-            // SAFETY: stack that nobody uses: it lies below this frame, with room for the calls that this function makes.
-            unsafe { libc::madvise(from as *mut libc::c_void, below - from, libc::MADV_DONTNEED) };
-        }
-        // Executable and never written: nothing in it can be lost. A replaced file's mapping has another name, and stays.
-        let [range, "r-xp", _, _, _, path] = words[..] else { continue };
-        if std::path::Path::new(path) != exe {
-            continue;
-        }
-        if let Some((from, to)) = ends(range) {
-            // SAFETY: a read-only private mapping of a file, which is text and holds no relocation: its pages are read again
-            // from the file when next touched, also those of this very function.
-            unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
+        match words[..] {
+            [range, _, _, _, _, "[stack]"] => {
+                if let Some((from, _)) = ends(range).filter(|(from, to)| (*from..*to).contains(&below)) {
+                    // SAFETY: stack that nobody uses: it lies below this frame, with room for the calls that this function makes.
+                    unsafe { libc::madvise(from as *mut libc::c_void, below - from, libc::MADV_DONTNEED) };
+                }
+            }
+            // A replaced file's mapping has another name, and stays. What is read-only at the file's begin was never writable; what
+            // follows the code was, while it was relocated.
+            [range, "r--p", "00000000", _, _, path] if std::path::Path::new(path) == exe => {
+                found[0] = ends(range).unwrap_or((0, 0))
+            }
+            [range, "r-xp", _, _, _, path] if std::path::Path::new(path) == exe => {
+                found[1] = ends(range).unwrap_or((0, 0))
+            }
+            _ => {}
         }
     }
+    found
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::rows::Found;
 use crate::probe::{self, Probe};
-use crate::process::children;
+use crate::process::{children, family};
 use crate::shell::{Result, output};
 
 /// The workload.
@@ -53,15 +53,19 @@ impl Mortal {
 pub(crate) fn death(stage: &Path, quick: bool) -> Result<Found> {
     let mut mortal = Mortal::start(stage, "death")?;
     let count = if quick { 20 } else { 300 };
-    let mut found = Vec::new();
+    let (mut found, mut left) = (Vec::new(), Vec::new());
     for number in 0..count {
         // At no regular moment.
         std::thread::sleep(Duration::from_micros(5000 + number * 7919 % 10_000));
-        let [server] = mortal.servers()[..] else { return Err("not one server".into()) };
+        let others = |pid: &i32| !left.contains(pid);
+        let servers: Vec<i32> = mortal.servers().into_iter().filter(others).collect();
+        let [server] = servers[..] else { return Err("not one server".into()) };
+        // What it leaves behind is the core's child until it ends.
+        left.extend(family(server));
         mortal.probe.ask()?;
         kill(Pid::from_raw(server), Signal::SIGKILL)?;
         let (core, init) = (mortal.probe.pid().cast_signed(), mortal.init);
-        let successor = || children(core).iter().any(|pid| *pid != init && *pid != server);
+        let successor = || children(core).iter().any(|pid| *pid != init && !left.contains(pid));
         found.push(mortal.probe.longest(successor)?);
     }
     let rights = mortal.json("ls")?[0]["rights"].take();
