@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-pub use apart::{Rest, Work, run_apart};
+pub use apart::{Rest, Work, not_the_worker, run_apart};
 pub use aside::run_aside;
 pub use launch::{Group, Launch};
 pub use near::Near;
@@ -204,12 +204,43 @@ pub fn let_go_of_files() -> io::Result<()> {
 
 /// From now on the calling thread runs only where no other wants to (SCHED_IDLE, sched_setscheduler(2)).
 pub fn only_when_idle() -> io::Result<()> {
-    // SAFETY: all-zero is a valid sched_param: the one priority that SCHED_IDLE has.
+    policy(libc::SCHED_IDLE)
+}
+
+/// From now on the calling thread takes no CPU from another one by waking up (SCHED_BATCH, sched_setscheduler(2)).
+pub fn wake_politely() -> io::Result<()> {
+    policy(libc::SCHED_BATCH)
+}
+
+fn policy(policy: libc::c_int) -> io::Result<()> {
+    // SAFETY: all-zero is a valid sched_param: the one priority that policies without real time have.
     let done = unsafe {
         let parameters: libc::sched_param = std::mem::zeroed();
-        libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters)
+        libc::sched_setscheduler(0, policy, &raw const parameters)
     };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// While it lives, the calling thread hears no signal but SIGKILL (pthread_sigmask(3)).
+pub(crate) struct Deaf(libc::sigset_t);
+
+impl Deaf {
+    pub(crate) fn new() -> Deaf {
+        // SAFETY: the sets are live; an all-zero one is valid.
+        unsafe {
+            let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigfillset(&raw mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+            Deaf(before)
+        }
+    }
+}
+
+impl Drop for Deaf {
+    fn drop(&mut self) {
+        // SAFETY: a set that the kernel gave.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+    }
 }
 
 /// InvalidInput if the caller has more than one thread: a copy of it could hang on a lock that another one held (fork(2)).

@@ -97,6 +97,7 @@ impl Shared {
         self.spins.store(true, Ordering::Relaxed);
         let spins = self.clone();
         let started = Builder::new().name("hurdle-awake".into()).stack_size(64 * 1024).spawn(move || {
+            process::not_the_worker();
             // It may be long until such a thread has ended with its process: nobody shall wait meanwhile for the last close of a file.
             if process::let_go_of_files().and_then(|()| process::only_when_idle()).is_ok() {
                 while nanoseconds(spins.begin.elapsed()) < spins.until.load(Ordering::Relaxed) {

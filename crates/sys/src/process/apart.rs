@@ -11,7 +11,7 @@ use std::ffi::c_void;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// Bytes of the worker's stack, and of the page below it that nobody may touch.
 const STACK: usize = 256 << 10;
@@ -21,9 +21,33 @@ fn leave_signal() -> libc::c_int {
     libc::SIGRTMIN() + 6
 }
 
+thread_local! {
+    /// Of the worker's own thread, whose handler looks at them: it rests; it was told to leave in the midst of a step.
+    static RESTS: AtomicBool = const { AtomicBool::new(false) };
+    static LEAVES: AtomicBool = const { AtomicBool::new(false) };
+}
+
 extern "C" fn leave(_: libc::c_int) {
-    // SAFETY: ends the process; async-signal-safe.
-    unsafe { libc::_exit(0) }
+    if RESTS.with(|rests| rests.load(Ordering::SeqCst)) {
+        // SAFETY: ends the process; async-signal-safe.
+        unsafe { libc::_exit(0) }
+    }
+    LEAVES.with(|leaves| leaves.store(true, Ordering::SeqCst));
+}
+
+/// Keeps the calling thread from hearing what is meant for the worker in whose process it is.
+pub fn not_the_worker() {
+    mask(libc::SIG_BLOCK, leave_signal());
+}
+
+fn mask(how: libc::c_int, signal: libc::c_int) {
+    // SAFETY: an all-zero set is valid; the calls read and write a local.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
+    }
 }
 
 /// When the worker may be ended.
@@ -37,27 +61,21 @@ impl Rest {
     /// For the same work in an ordinary thread.
     pub const NONE: Rest = Rest { apart: false };
 
-    fn change(&self, how: libc::c_int) {
+    /// From here on the worker may be ended at any moment.
+    pub fn begin(&self) {
         if !self.apart {
             return;
         }
-        // SAFETY: an all-zero set is valid; the calls read and write a local.
-        unsafe {
-            let mut set: libc::sigset_t = std::mem::zeroed();
-            libc::sigemptyset(&raw mut set);
-            libc::sigaddset(&raw mut set, leave_signal());
-            libc::sigprocmask(how, &raw const set, std::ptr::null_mut());
+        RESTS.with(|rests| rests.store(true, Ordering::SeqCst));
+        if LEAVES.with(|leaves| leaves.load(Ordering::SeqCst)) {
+            // SAFETY: ends this process, which has nothing of its own to clean up.
+            unsafe { libc::_exit(0) }
         }
     }
 
-    /// From here on the worker may be ended at any moment.
-    pub fn begin(&self) {
-        self.change(libc::SIG_UNBLOCK);
-    }
-
-    /// From here on it is not, until it rests again.
+    /// From here on it is not, until it rests again. A call that waits is not ended by the signal, but goes on (SA_RESTART).
     pub fn end(&self) {
-        self.change(libc::SIG_BLOCK);
+        RESTS.with(|rests| rests.store(false, Ordering::SeqCst));
     }
 
     /// Ends the worker, and with it its process: what it is at is the successor's.
@@ -84,7 +102,9 @@ extern "C" fn child(errand: *mut c_void) -> libc::c_int {
     // SAFETY: the suspended thread holds the errand until this process ends.
     let errand = unsafe { &mut *errand.cast::<Errand>() };
     let rest = Rest { apart: true };
-    rest.end();
+    // Those of the thread that it has its storage from.
+    RESTS.with(|rests| rests.store(false, Ordering::SeqCst));
+    LEAVES.with(|leaves| leaves.store(false, Ordering::SeqCst));
     // SAFETY: takes integers only.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, leave_signal(), 0, 0, 0) };
     // SAFETY: takes nothing.
@@ -109,6 +129,7 @@ pub fn run_apart(pid: &Arc<AtomicI32>, run: Work) -> io::Result<()> {
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = leave as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
         if libc::sigaction(leave_signal(), &raw const action, std::ptr::null_mut()) != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -137,7 +158,6 @@ pub fn run_apart(pid: &Arc<AtomicI32>, run: Work) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicBool;
 
     #[test]
     fn it_shares_memory_and_ends_when_asked() {

@@ -132,6 +132,8 @@ impl Listener {
     pub fn answer_fd(&self, id: u64, fd: BorrowedFd<'_>, close_on_exec: bool) -> io::Result<RawFd> {
         let target_flags = if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 };
         let source = fd.as_raw_fd() as u32;
+        // A signal in the midst of it would leave the caller with 0 for an answer, and no fd.
+        let _deaf = crate::process::Deaf::new();
         self.ioctl(ADDFD, &mut AddFd { id, flags: ADDFD_SEND, source, target: 0, target_flags })
     }
 

@@ -257,55 +257,6 @@ pub fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     get(socket, libc::SO_COOKIE, 0u64)
 }
 
-/// A timer that interrupts the calling thread with the signal of `seccomp::interrupt` (timer_create(2)), to bound a call
-/// that has no time limit of its own.
-#[derive(Debug)]
-pub struct Alarm(libc::timer_t);
-
-// SAFETY: a timer belongs to the process, whichever thread sets it.
-unsafe impl Send for Alarm {}
-
-impl Alarm {
-    /// An alarm for the calling thread.
-    ///
-    /// # Errors
-    /// EAGAIN without kernel memory.
-    pub fn new() -> io::Result<Alarm> {
-        // SAFETY: all zeros is a valid sigevent; its fields are plain numbers.
-        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
-        event.sigev_notify = libc::SIGEV_THREAD_ID;
-        event.sigev_signo = crate::seccomp::interrupt_signal();
-        // SAFETY: no arguments.
-        event.sigev_notify_thread_id = unsafe { libc::gettid() };
-        let mut timer: libc::timer_t = std::ptr::null_mut();
-        // SAFETY: both pointers are live.
-        check(unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) })?;
-        Ok(Alarm(timer))
-    }
-
-    /// Runs `f`, and interrupts what it waits in after `limit`, again and again until it returns.
-    pub fn during<T>(&self, limit: Duration, f: impl FnOnce() -> T) -> T {
-        self.arm(limit);
-        let result = f();
-        self.arm(Duration::ZERO);
-        result
-    }
-
-    fn arm(&self, limit: Duration) {
-        let time = libc::timespec { tv_sec: limit.as_secs() as _, tv_nsec: limit.subsec_nanos().into() };
-        let every = libc::itimerspec { it_interval: time, it_value: time };
-        // SAFETY: the timer is ours, the structure is live.
-        unsafe { libc::timer_settime(self.0, 0, &raw const every, std::ptr::null_mut()) };
-    }
-}
-
-impl Drop for Alarm {
-    fn drop(&mut self) {
-        // SAFETY: the timer is ours.
-        unsafe { libc::timer_delete(self.0) };
-    }
-}
-
 mod diag;
 mod inet;
 pub use diag::{ESTABLISHED, LISTENING, Listed, list};

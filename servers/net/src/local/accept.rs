@@ -2,7 +2,6 @@
 
 use super::Shared;
 use super::bind::listener_name;
-use super::connect::PATIENCE;
 use super::state::{Answer, Errno, Handled, State, Trap, deadline};
 use super::worker::conclude;
 use hurdle_netstack::address::{Endpoint, Family};
@@ -66,7 +65,7 @@ impl State {
             return Ok(None);
         } else {
             // Another process may take it natively between the look and the call, which would wait then.
-            trap.alarm.during(PATIENCE, accept)
+            trap.alarm.during(accept)
         };
         match taken {
             Ok(taken) => {

@@ -11,7 +11,6 @@
 //! cookies are noted at listen(2), and searched once by each new server.
 
 use super::bind::sockaddr;
-use super::connect::PATIENCE;
 use super::pool::{Pool, Sockets};
 use super::state::{Answer, Errno, Handled, State, Trap};
 use crate::plan::{Kind, Kinds};
@@ -238,7 +237,7 @@ impl Carry {
         let network = network.unwrap_or(self.kinds.now);
         if network == Kind::Share && self.kinds.now != Kind::Share {
             let new = self.fresh(state, &stream, network)?;
-            let connected = trap.alarm.during(PATIENCE, || socket::connect_address(new.as_fd(), &bytes[..length]));
+            let connected = trap.alarm.during(|| socket::connect_address(new.as_fd(), &bytes[..length]));
             return match connected.map_err(Errno::from) {
                 Ok(()) => state.put(trap, stream.fd.as_fd(), new.as_fd()).map(|()| Some(Answer::Value(0))),
                 // It is under way; a blocking one goes on waiting natively.

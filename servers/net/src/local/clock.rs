@@ -1,11 +1,12 @@
 //! The thread that ends waits which no call ends: time limits, and backlogs that drain by native accepts.
 
 use super::Shared;
+use super::connect::PATIENCE;
 use super::state::{Errno, State, Trap};
 use super::worker::conclude;
 use hurdle_netstack::name::Name;
 use hurdle_sys::seccomp::{Call, interrupt};
-use hurdle_sys::target::socket::Alarm;
+use hurdle_sys::target::Alarm;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -60,7 +61,8 @@ impl Clock {
 }
 
 fn run(shared: &Arc<Shared>) {
-    let Ok(alarm) = Alarm::new() else { return };
+    hurdle_sys::process::not_the_worker();
+    let Ok(alarm) = Alarm::new(PATIENCE) else { return };
     let mut state = shared.lock();
     while !shared.stop.load(std::sync::atomic::Ordering::SeqCst) {
         let now = Instant::now();

@@ -68,7 +68,7 @@ impl State {
                 socket::connect(fd, name.bytes())
             } else {
                 // Most often it returns at once; the alarm bounds the wait for a full backlog.
-                trap.alarm.during(PATIENCE, || socket::connect(fd, name.bytes()))
+                trap.alarm.during(|| socket::connect(fd, name.bytes()))
             };
             if nonblocking && is(&result, libc::EAGAIN) && self.widen(name) {
                 result = socket::connect(fd, name.bytes());

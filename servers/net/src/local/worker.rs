@@ -1,6 +1,7 @@
 //! The thread that receives trapped calls and answers them.
 
 use super::Shared;
+use super::connect::PATIENCE;
 use super::host;
 use super::state::{Answer, Errno, State, Trap, Waiting};
 use crate::table::{Handler, rows};
@@ -8,9 +9,9 @@ use hurdle_netstack::table::handler;
 use hurdle_netstack::trace::Seen;
 use hurdle_proto::net::{Outcome, Trapped};
 use hurdle_server::Awake;
-use hurdle_sys::process::{Rest, run_apart};
+use hurdle_sys::process::{Rest, run_apart, wake_politely};
 use hurdle_sys::seccomp::{Call, Ledger, Slot};
-use hurdle_sys::target::socket::Alarm;
+use hurdle_sys::target::Alarm;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -104,7 +105,9 @@ struct Worker<'a> {
 impl Worker<'_> {
     /// Serves until it is stopped (false), or has served so `many` calls. `first`: there may be calls that another one left.
     fn run(&self, source: &Mutex<Source>, first: bool, many: Option<u32>) -> bool {
-        let Ok(alarm) = Alarm::new() else { return false };
+        let Ok(alarm) = Alarm::new(PATIENCE) else { return false };
+        // What it hands out wakes it once more (SECCOMP_ADDFD_FLAG_SEND). The program, which has its answer by then, goes first.
+        let _ = wake_politely();
         if first {
             let mut unanswered = self.shared.ledger.recover(&self.shared.listener);
             // Connections get their names before anybody accepts them.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use super::rows::{Bound, Found, Measure, Row, Side};
+use super::rows::{Bound, Found, Measure, Place, Row, Side};
 use super::workload;
 use crate::install::PACKAGES;
 use crate::shell::{Result, output};
@@ -20,7 +20,7 @@ const READ: &[Side] = &[Side::Native, COW, Side::Overlay { disk: false }, Side::
 const DISK: &[Side] = &[Side::Native, COW_DISK, Side::Overlay { disk: true }, Side::FuseOverlayfs { disk: true }];
 
 const fn row(name: &'static str, what: &'static str, measure: Measure, sides: &'static [Side], bound: Bound) -> Row {
-    Row { name, what, unit: "ms", pinned: false, measure, sides, bound }
+    Row { name, what, unit: "ms", place: Place::Anywhere, measure, sides, bound }
 }
 
 const fn warm(work: fn(&Path) -> Result<f64>, prepare: fn(&Path) -> Result, rounds: usize) -> Measure {

@@ -26,7 +26,7 @@ use clap::Args;
 use crate::shell::{Result, cargo, output, run as run_command};
 use crate::stage::{Stage, User};
 use crate::test::release_directory;
-use rows::{Measure, Row};
+use rows::{Measure, Place, Row};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -85,7 +85,11 @@ pub(crate) fn run(options: &Options) -> Result {
     let mut results = Vec::new();
     for row in chosen {
         eprintln!("{}: {}", row.name, row.what);
-        let mut command = if row.pinned {
+        let _uncharged = match row.place {
+            Place::OneCpuUncharged => Some(Uncharged::begin()?),
+            _ => None,
+        };
+        let mut command = if row.place != Place::Anywhere {
             let mut taskset = user.command(Path::new("/usr/bin/taskset"));
             taskset.args(["-c", "0"]).arg(&this);
             taskset
@@ -112,6 +116,37 @@ pub(crate) fn run(options: &Options) -> Result {
         report::keep(&user.name, results)?;
     }
     Ok(())
+}
+
+/// This process, and what it starts, in the root of the memory cgroups (cgroups(7)) for a while.
+struct Uncharged {
+    home: PathBuf,
+}
+
+impl Uncharged {
+    fn begin() -> Result<Uncharged> {
+        let groups = std::fs::read_to_string("/proc/self/cgroup")?;
+        let of =
+            |begins: &str| groups.lines().find_map(|line| line.split_once(begins).map(|(_, path)| path.to_owned()));
+        let (root, path) = match of(":memory:/") {
+            Some(path) => ("/sys/fs/cgroup/memory", path),
+            None => ("/sys/fs/cgroup", of("0::/").ok_or("there are no memory cgroups to leave")?),
+        };
+        enter(Path::new(root)).map_err(|error| format!("the memory cgroup can't be left: {error}"))?;
+        Ok(Uncharged { home: Path::new(root).join(path) })
+    }
+}
+
+impl Drop for Uncharged {
+    fn drop(&mut self) {
+        if let Err(error) = enter(&self.home) {
+            eprintln!("the memory cgroup can't be entered again: {error}");
+        }
+    }
+}
+
+fn enter(group: &Path) -> std::io::Result<()> {
+    std::fs::write(group.join("cgroup.procs"), std::process::id().to_string())
 }
 
 fn chosen(names: &[String]) -> Result<Vec<&'static Row>> {
