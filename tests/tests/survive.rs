@@ -94,7 +94,7 @@ fn a_call_in_flight_is_answered_once_by_the_successor() {
     say(&hurdle, "call");
     until("calls are made", || hurdle.logs().join("called").exists().then_some(()));
     kill(Pid::from_raw(old), Signal::SIGKILL).expect("it runs");
-    until("another one runs", || server(&hurdle, &name, "net").filter(|now| *now != old));
+    // Only another server can answer. It may all be over before anybody could look for that one.
     ends_well(&hurdle, running, "each once\n");
 }
 
