@@ -57,7 +57,13 @@ pub(crate) fn through(door: door::Client, fds: &[i32]) -> Result<ExitCode, Failu
         Ok((number, Fd::from(duplicate)))
     });
     let (mut session, mut program) = Session::prepare(argv, fds.collect::<Result<_, Failure>>()?)?;
-    program.env.push((UNTRAPPED.into(), b"1".to_vec()));
+    let status = program.status.into_owned()?;
+    let free = (3..256).find(|number| program.fds.iter().all(|(taken, _)| taken != number));
+    if let Some(free) = free {
+        program.fds.push((free, Fd::from(status.try_clone()?)));
+    }
+    program.status = Fd::from(status);
+    program.env.push((UNTRAPPED.into(), free.unwrap_or_default().to_string().into_bytes()));
     let number = door.spawn(program).wait().map_err(|e| Failure::call("the environment that this is in", &e))?;
     session.signal = Box::new(move |signal| _ = door.signal(number, signal).wait());
     match session.follow()? {

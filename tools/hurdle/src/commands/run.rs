@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, IsTerminal as _};
+use std::io::{self, BufRead as _, BufReader, IsTerminal as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,19 +19,22 @@ use crate::failure::{Failure, OWN};
 use crate::output;
 use crate::policy::{self, Standard};
 
-/// In the environment of a `hurdle run` that another one has had started, so that it is below no trap.
+/// In the environment of a `hurdle run` that another one has had started, so that it is below no trap: the number of a pipe on which
+/// that one hears how it ends. It need not wait for the end of a process that has nothing left to do.
 pub(crate) const UNTRAPPED: &str = "HURDLE_UNTRAPPED";
 
 pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
     let rights = rights(&options)?;
-    let untrapped = std::env::var_os(UNTRAPPED).is_some();
-    if !untrapped
+    let untrapped = std::env::var_os(UNTRAPPED);
+    if untrapped.is_none()
         && policy::traps(&rights, options.swappable)?
         && let Some(door) = hurdle_core::knock()
     {
         let fds: Vec<i32> = options.fds.iter().copied().chain(options.owner).collect();
         return super::enter::through(door, &fds);
     }
+    let number = untrapped.and_then(|number| number.to_str()?.parse().ok()).filter(|number| *number > 2);
+    let told = number.and_then(|number| process::inherited(number).ok()).map(File::from);
     let name = options.name.clone().unwrap_or_else(made_up);
     let (mut plan, held) = policy::plan(&rights, options.swappable, |spec, ids| {
         let on_exit = if options.keep { Some(OnExit::Keep) } else { options.on_exit };
@@ -79,9 +82,10 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
         policy: Box::new(Standard { memory: held.as_ref().and_then(Held::memory) }),
     };
     if options.detach {
+        drop(told);
         return detach(setup, log, held);
     }
-    end(Running::launch(setup)?.serve()?, held)
+    end(Running::launch(setup)?.serve()?, held, told)
 }
 
 /// The number of the machine's first pid namespace (PROC_PID_INIT_INO of the kernel).
@@ -153,9 +157,13 @@ fn group() -> Group {
 }
 
 /// What becomes of the changes; then ends as the program did.
-fn end(status: Status, held: Option<Held>) -> Result<ExitCode, Failure> {
+fn end(status: Status, held: Option<Held>, told: Option<File>) -> Result<ExitCode, Failure> {
     if let Some(held) = held {
         cow::settle(held)?;
+    }
+    if let Some(mut told) = told {
+        // It fails if that one has gone.
+        let _ = told.write_all(&status.to_bytes());
     }
     Ok(end_as(status))
 }
@@ -198,7 +206,7 @@ fn detach(setup: Setup, log: Option<File>, held: Option<Held>) -> Result<ExitCod
         Ok(running) => {
             say(&mut write, format!("0\n{}\n", running.name()))?;
             drop(write);
-            end(running.serve()?, held)
+            end(running.serve()?, held, None)
         }
         Err(e) => {
             let failure = Failure::from(e);
