@@ -3,6 +3,7 @@
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::Path;
 use std::process::Command;
 
 use hurdle_tests::command::example;
@@ -87,6 +88,100 @@ fn a_server_behind_its_filter_writes_and_executes_nothing() {
     let hurdle = Hurdle::new();
     let all = tried(&hurdle, "calls").expect("every kernel here has seccomp");
     refused(&all, &["read", "environ", "abstract"], &[EPERM]);
+}
+
+/// What a net server of the user's own met with, started under this name.
+fn net_server_tried(hurdle: &Hurdle, walls: &str) -> String {
+    let server = hurdle.logs().join(walls);
+    symlink(example("walled"), &server).expect("own directory");
+    let directory = hurdle.logs().join(format!("of-{walls}"));
+    std::fs::create_dir(&directory).expect("own directory");
+    std::fs::write(directory.join("old"), "").expect("own file");
+    let outside = hurdle.start(Command::new("sleep").arg("1000"), "outside.log");
+    let name = hurdle.name(walls);
+    let net = format!("{},dir={},pid={}+local", server.display(), directory.display(), outside.id());
+    hurdle.detach(&name, &["--net", &net], &["sleep", "1000"]);
+    // What it does for programs goes on as ever.
+    hurdle
+        .call(&["enter", &name, "--", "/usr/bin/python3", "-c", "import socket; socket.create_server(('', 80))"])
+        .success();
+    let met = until("it has tried", || {
+        let lines = hurdle.right(&name, "net")["stderr"].clone();
+        let line = |line: &Value| line.as_str()?.strip_prefix("met with: ").map(str::to_owned);
+        lines.as_array()?.iter().find_map(line)
+    });
+    hurdle.call(&["kill", &name]).success();
+    std::fs::remove_dir_all(&directory).expect("own directory");
+    std::fs::remove_file(&server).expect("own link");
+    drop(outside);
+    hurdle.assert_nothing_left();
+    met
+}
+
+#[test]
+fn a_net_server_of_ones_own_has_the_walls_that_it_does_not_refuse() {
+    let test = "a_net_server_of_ones_own_has_the_walls_that_it_does_not_refuse";
+    if let Some(missing) = skip::missing(&["python3"]) {
+        return skip::skip(test, &format!("{missing} is not installed"));
+    }
+    let hurdle = Hurdle::new();
+    assert_eq!(net_server_tried(&hurdle, "walled"), "create 1, append 1, exec 1, kill 1, udp 1");
+    assert_eq!(net_server_tried(&hurdle, "open"), "create 0, append 0, exec 0, kill 0, udp 0");
+}
+
+/// How many seccomp filters a thread is below, and its effective capabilities.
+fn walls(task: &Path) -> (u32, String) {
+    let status = std::fs::read_to_string(task.join("status")).unwrap_or_default();
+    let line = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default().trim().to_owned();
+    (line("Seccomp_filters:").parse().unwrap_or(0), line("CapEff:"))
+}
+
+/// The standard net servers of each kind, each thread of theirs, before and under load, and after each swap.
+#[test]
+fn net_servers_stand_behind_their_filter() {
+    let test = "net_servers_stand_behind_their_filter";
+    if let Some(missing) = skip::missing(&["python3"]) {
+        return skip::skip(test, &format!("{missing} is not installed"));
+    }
+    let hurdle = Hurdle::new();
+    let name = hurdle.name("kinds");
+    let load = "import socket\n\
+                l = socket.create_server(('127.0.0.1', 0)); print('up', flush=True)\n\
+                while True: socket.create_connection(l.getsockname()).close(); l.accept()[0].close()";
+    let mut run = hurdle.run(&["--name", &name, "--swappable", "--net", "local"], "/usr/bin/python3");
+    let program = hurdle.start(run.args(["-c", load]), "load");
+    until("it runs", || program.log().contains("up").then_some(()));
+    let (before, _) = walls(Path::new("/proc/self"));
+    for net in ["local", "none", "delay,ms=0+local", "share", "local"] {
+        if hurdle.right(&name, "net")["spec"] != net {
+            hurdle.call(&["swap", &name, &format!("net={net}")]).success();
+        }
+        let server = hurdle.right(&name, "net")["state"]["Running"]["pid"].as_u64().expect("it runs");
+        let server = u32::try_from(server).expect("a pid");
+        // What makes its sockets was made before its walls, and the one that starts the server below starts programs.
+        let outside = |task: &Path| {
+            ["hurdle-mint", "below"].contains(&std::fs::read_to_string(task.join("comm")).unwrap_or_default().trim())
+        };
+        let mut looked_at = 0;
+        for pid in leaks::descendants(server).into_iter().chain([server]) {
+            for task in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+                let (filters, capabilities) = walls(&task.path());
+                if outside(&task.path()) || capabilities.is_empty() {
+                    continue;
+                }
+                assert!(filters > before, "{net}: {} {}", leaks::describe(pid), task.path().display());
+                // Who has shared hands out the parent's sockets, with what its user may do with them.
+                if ["local", "none"].contains(&net) && hurdle.right(&name, "net")["swaps"].as_u64() < Some(3) {
+                    assert_eq!(capabilities, "0".repeat(16), "{net}: {}", leaks::describe(pid));
+                }
+                looked_at += 1;
+            }
+        }
+        assert!(looked_at > 1, "{net}: {looked_at}");
+    }
+    hurdle.call(&["kill", &name]).success();
+    drop(program);
+    hurdle.assert_nothing_left();
 }
 
 /// A line of /proc/PID/status.

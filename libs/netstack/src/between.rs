@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hurdle_proto::net::{Counters, Outcome, Socket, Trapped, net};
-use hurdle_server::{Below, Borrowed};
+use hurdle_server::{Below, Borrowed, Sockets, confine_calls, drop_capabilities};
 use hurdle_sys::process;
 use hurdle_sys::seccomp::{self, Height, Ledger, Listener, Slot};
 use hurdle_sys::target::{self, memory};
@@ -31,6 +31,11 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// What a server does with programs' calls.
 pub trait Between: Send + Sync + 'static {
+    /// Once it has started, the server executes nothing, opens no file for writing, makes no other sockets than these, and has no
+    /// capability ([`hurdle_server::confine_calls`]). What it needs beyond that, `start` of [`run`] opens. `None`: it builds what walls it
+    /// wants there by itself.
+    const WALLS: Option<Sockets> = Some(Sockets::Local);
+
     /// Answers one call. Many are under way at a time. A panic ends the server, and its successor gets the call.
     fn call(&self, call: Call, next: Next) -> impl Future<Output = Answer> + Send;
 }
@@ -173,6 +178,11 @@ pub fn stand<B: Between>(borrowed: &mut Borrowed, between: B) -> Result<impl hur
         hand: Mutex::default(),
         tap: borrowed.tap(),
     });
+    // All threads but the one that starts the server below come after it.
+    if let Some(sockets) = B::WALLS {
+        drop_capabilities()?;
+        confine_calls(sockets)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build()?;
     for (slot, call) in work.ledger.recover(&work.listener) {
         runtime.spawn(work.clone().answer(slot, call));

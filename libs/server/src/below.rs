@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use hurdle_proto::server::{BOOTSTRAP, ClientChannel, Grant, Peer, SERVERS, Stock, Stored, server, store};
 use hurdle_proto::spec::{Layer, Spec};
 use hurdle_sys::process::numbers::{EINVAL, SIGKILL};
-use hurdle_sys::process::{self, Launch, State};
+use hurdle_sys::process::{self, Event, Launch, State, Until};
 use hurdle_sys::seqpacket;
 use hurdle_wire::tap::Tap;
 use hurdle_wire::{CallError, Channel, Context, Fd, Refused, ServeOptions, announce_death, serve};
@@ -47,9 +47,11 @@ struct Shared {
     /// The server's end of the client's channel: what is sent while no server lives waits in it.
     channel: Channel,
     keeper: Arc<Keeper>,
-    /// How the server that lives is told, and its pidfd.
-    lives: Mutex<Option<(Arc<server::Client>, OwnedFd)>>,
+    /// How the server that lives is told.
+    lives: Mutex<Option<Arc<server::Client>>>,
     stopping: AtomicBool,
+    /// The one that lives has had its time to return the right.
+    over: Event,
     tap: Tap,
 }
 
@@ -60,13 +62,13 @@ pub(crate) struct Lower(Arc<Shared>);
 impl Lower {
     pub(crate) fn tap(&self, number: u64, pipe: Fd) {
         // One that comes after it gets the pipes with its start.
-        if let Some((boot, _)) = &*lock(&self.0.lives) {
+        if let Some(boot) = &*lock(&self.0.lives) {
             let _ = boot.tap(number, pipe).deadline(ROOM).wait();
         }
     }
 
     pub(crate) fn untap(&self, number: u64) {
-        if let Some((boot, _)) = &*lock(&self.0.lives) {
+        if let Some(boot) = &*lock(&self.0.lives) {
             let _ = boot.untap(number).deadline(ROOM).wait();
         }
     }
@@ -121,6 +123,7 @@ impl Below {
             keeper: Arc::new(Keeper { stock: Mutex::new(stock), core: borrowed.store() }),
             lives: Mutex::new(None),
             stopping: AtomicBool::new(false),
+            over: Event::new()?,
             tap: borrowed.tap(),
         });
         borrowed.below.push(Lower(shared.clone()));
@@ -139,10 +142,11 @@ impl Below {
     pub fn stop(mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         let lives = lock(&self.shared.lives).take();
-        if let Some((boot, pidfd)) = lives {
+        if let Some(boot) = lives {
             let _ = boot.give_back().deadline(PATIENCE).wait();
-            let _ = process::signal(&pidfd, SIGKILL);
         }
+        // Who watches kills it: this thread may be behind walls.
+        self.shared.over.ring();
         if let Some(watcher) = self.watcher.take() {
             let _ = watcher.join();
         }
@@ -190,22 +194,27 @@ impl Shared {
             for (number, pipe) in self.tap.pipes().unwrap_or_default() {
                 let _ = boot.tap(number, pipe).deadline(ROOM).wait();
             }
-            *lives = Some((boot.clone(), pidfd));
+            *lives = Some(boot.clone());
             drop(lives);
             let grant = self.grant().map_err(|e| format!("the right can't be lent: {e}"))?;
             match boot.borrow(grant).deadline(PATIENCE).wait() {
                 // How it ended says more.
-                Err(CallError::Dead) | Ok(()) => Ok(()),
+                Err(CallError::Dead) | Ok(()) => self.until_its_end(&pidfd),
                 Err(e) => Err(e.to_string()),
             }
         });
-        if lent.is_err() || self.stopping.load(Ordering::SeqCst) {
-            // Not reaped yet, so the number is its own.
-            let _ = process::kill(pid, SIGKILL);
-        }
+        // Not reaped yet, so the number is its own.
+        let _ = process::kill(pid, SIGKILL);
         let ended = process::wait_end(pid).map_err(|e| e.to_string());
         *lock(&self.lives) = None;
         lent.and(ended)
+    }
+
+    /// Waits until it has ended, or is to end.
+    fn until_its_end(&self, pidfd: &OwnedFd) -> Result<(), String> {
+        let events = [(pidfd.as_fd(), Until::Readable), (self.over.as_fd(), Until::Readable)];
+        while !process::poll(&events, None).map_err(|e| e.to_string())?.contains(&true) {}
+        Ok(())
     }
 
     fn begin(&self) -> io::Result<(i32, server::Client)> {

@@ -42,7 +42,8 @@ pub fn drop_capabilities() -> io::Result<()> {
 }
 
 /// From now on the server executes nothing, opens no file for writing and changes none by its name, makes no sockets but
-/// `sockets`, ptraces nobody, signals no process but itself, and does nothing that asks for privileges: these calls fail with EPERM.
+/// `sockets`, ptraces nobody, signals no process but itself, makes and enters no namespace, and does nothing that asks for privileges:
+/// these calls fail with EPERM.
 ///
 /// # Errors
 /// ENOMEM; EINVAL on a kernel without seccomp filters.
@@ -66,6 +67,13 @@ fn rules(sockets: Sockets) -> Vec<Rule> {
         rules.push(Rule::new(libc::SYS_socket, [ArgMatch::In(0, families)], Action::Allow));
         rules.push(Rule::new(libc::SYS_socket, [], deny));
     }
+    // New threads and processes, but no new namespaces, in which it would have capabilities. The flags of clone3(2) are in memory; who
+    // gets this takes clone(2).
+    rules.push(Rule::new(libc::SYS_clone3, [], Action::Errno(libc::ENOSYS)));
+    for flag in NAMESPACES.map(|flag| flag as u32) {
+        rules.push(Rule::new(libc::SYS_clone, [ArgMatch::Masked(0, flag, flag)], deny));
+        rules.push(Rule::new(libc::SYS_unshare, [ArgMatch::Masked(0, flag, flag)], deny));
+    }
     // Its own threads, and its worker, which is a process beside it.
     let harmless = vec![0, interrupt_number()];
     rules.push(Rule::new(libc::SYS_kill, [ArgMatch::In(1, harmless)], Action::Allow));
@@ -77,6 +85,15 @@ fn rules(sockets: Sockets) -> Vec<Rule> {
     rules
 }
 
+const NAMESPACES: [i32; 7] = [
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWCGROUP,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+];
 const CREATES: u32 = libc::O_CREAT as u32;
 const EMPTIES: u32 = libc::O_TRUNC as u32;
 

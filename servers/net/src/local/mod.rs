@@ -31,8 +31,9 @@ mod reset;
 mod state;
 mod worker;
 
-use crate::Kinds;
+use crate::{Kind, Kinds};
 use hurdle_proto::net::{Outcome, Trapped};
+use hurdle_server::{Sockets, confine_calls, drop_capabilities};
 use hurdle_sys::seccomp::{Height, Ledger, Listener, interrupt, interrupt_process, interruptible};
 use hurdle_wire::tap::Tap;
 use state::State;
@@ -124,7 +125,8 @@ impl Server {
     /// sockets are, and what networks earlier servers gave: sockets of those are carried on. `ledger` is what [`Ledger::create`] made, or what an earlier server used:
     /// the calls in it are answered first. `network` is the environment's network namespace: who is in another one is not
     /// served. `kept` is what an earlier server left of its sockets ([`Server::kept`]). To be called
-    /// while the process has one thread, by a process that may trace the environment's. Calls are reported to `tap`.
+    /// while the process has one thread, by a process that may trace the environment's. From then on that is behind walls
+    /// ([`confine_calls`]). Calls are reported to `tap`.
     ///
     /// # Errors
     /// EPERM or ENOSPC where no private network namespace can be made; EMFILE, ENOMEM.
@@ -164,6 +166,12 @@ impl Server {
             connections: AtomicU64::new(0),
             tap,
         });
+        // All that stands outside of it is there.
+        let shares = kinds.had(Kind::Share);
+        if !shares {
+            drop_capabilities()?;
+        }
+        confine_calls(if shares { Sockets::Any } else { Sockets::Local })?;
         let worker = worker::spawn(Arc::clone(&shared), source, turn, calm)?;
         Ok(Server { shared, worker: Some(worker), passer })
     }
