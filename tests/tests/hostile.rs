@@ -152,6 +152,48 @@ fn who_forks_away_is_ended_though_the_environment_goes_on() {
     hurdle.assert_nothing_left();
 }
 
+/// How many processes run a server of this example, its forks counted, and who they belong to.
+fn family(hurdle: &Hurdle, mode: &str, interface: &str, options: [&str; 2]) -> (String, Vec<u32>) {
+    let name = hurdle.name(&format!("guarded-{interface}"));
+    hurdle.detach(&name, &options, &["sleep", "1000"]);
+    let mut call = hurdle.command();
+    // Its answer is no matter.
+    let _ = finish(call.args(["rpc", &name, interface]), LIMIT);
+    let all = until("it has forked", || Some(running(hurdle, mode)).filter(|all| all.len() >= 2));
+    (name, all)
+}
+
+#[test]
+fn who_forks_away_is_ended_though_the_core_is_killed() {
+    for (mode, interface, option) in [("forks", "greet", "--server"), ("forks_net", "net", "--net")] {
+        let hurdle = Hurdle::new();
+        let program = hostile(&hurdle, mode);
+        let value = if interface == "net" { program } else { format!("{interface}={program}") };
+        let (name, all) = family(&hurdle, mode, interface, [option, &value]);
+        let core = hurdle.info(&name)["core"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
+        kill(Pid::from_raw(core), Signal::SIGKILL).expect("it runs");
+        until("nothing is left of it", || running(&hurdle, mode).is_empty().then_some(()));
+        assert!(all.len() >= 2, "{all:?}");
+        hurdle.assert_nothing_left();
+    }
+}
+
+/// The guard between the core and a server of the user's own is killed: then the core is the one who ends all.
+#[test]
+fn who_forks_away_is_ended_though_its_guard_is_killed() {
+    let hurdle = Hurdle::new();
+    let (mode, interface) = ("forks", "greet");
+    let server = format!("{interface}={}", hostile(&hurdle, mode));
+    let (name, all) = family(&hurdle, mode, interface, ["--server", &server]);
+    let core = hurdle.info(&name)["core"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a pid");
+    let comm = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let guard = leaks::descendants(core).into_iter().find(|pid| comm(pid).trim() == "hurdle-guard").expect("a guard");
+    kill(Pid::from_raw(guard.cast_signed()), Signal::SIGKILL).expect("it runs");
+    until("they are ended", || running(&hurdle, mode).iter().all(|pid| !all.contains(pid)).then_some(()));
+    hurdle.call(&["kill", &name]).success();
+    hurdle.assert_nothing_left();
+}
+
 /// Of a net server: as `who_forks_away…`, and its child holds the listener of trapped calls.
 #[test]
 fn a_net_server_that_forks_away_takes_nothing_with_it() {

@@ -446,7 +446,8 @@ impl Env {
     fn new_borrower(&mut self, n: usize, spec: &Spec) -> Result<Borrower, String> {
         let command = self.policy.server(&self.rights[n].interface, spec, self.rights[n].trap().is_some())?;
         self.borrowers += 1;
-        Borrower::start(self.borrowers, &command)
+        // The standard ones fork nothing away.
+        Borrower::start(self.borrowers, &command, spec.split().0.is_program())
             .map_err(|e| format!("{} can't be started: {e}", command.file.to_string_lossy()))
     }
 

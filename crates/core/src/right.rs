@@ -88,6 +88,8 @@ pub(crate) struct Borrower {
     pub(crate) id: u64,
     pub(crate) pid: i32,
     pub(crate) pidfd: OwnedFd,
+    /// What it is shown as: behind a guard, which `pid` is then, the server itself.
+    shown: i32,
     pub(crate) boot: Arc<server::server::Client>,
     /// Until it closes its end.
     pub(crate) stderr: Option<File>,
@@ -406,7 +408,7 @@ impl Right {
                 Holder::BackOff(_) => RightState::Starting,
                 Holder::Lent(borrower) if !borrower.ready => RightState::Starting,
                 Holder::Lent(borrower) => RightState::Running {
-                    pid: borrower.pid,
+                    pid: borrower.shown,
                     up_ms: u64::try_from(borrower.since.elapsed().as_millis()).unwrap_or(u64::MAX),
                 },
                 Holder::Guest(guest) => RightState::Running {
@@ -423,11 +425,12 @@ impl Right {
 }
 
 impl Borrower {
-    /// Starts a server process, with its bootstrap channel on fd 3, dying with the core's main thread.
-    pub(crate) fn start(id: u64, command: &Command) -> io::Result<Borrower> {
+    /// Starts a server process, with its bootstrap channel on fd 3, dying with the core's main thread. `guarded`: with all that it forks.
+    pub(crate) fn start(id: u64, command: &Command, guarded: bool) -> io::Result<Borrower> {
         let (ours, theirs) = seqpacket::pair()?;
         let (stderr, writer) = process::pipe()?;
-        let pid = Launch::server(&command.file, &command.argv, writer, (theirs, server::BOOTSTRAP))?.start()?;
+        let launch = Launch::server(&command.file, &command.argv, writer, (theirs, server::BOOTSTRAP))?;
+        let (pid, shown) = if guarded { launch.start_guarded()? } else { launch.start().map(|pid| (pid, pid))? };
         let boot = Arc::new(server::server::Client::from(Channel::from(ours)));
         let pidfd = process::pidfd(pid).inspect_err(|_| {
             // Nobody could end it later.
@@ -435,7 +438,7 @@ impl Borrower {
             let _ = process::wait_end(pid);
         })?;
         let stderr = Some(File::from(stderr));
-        Ok(Borrower { id, pid, pidfd, boot, stderr, since: Instant::now(), ready: false, reaped: false })
+        Ok(Borrower { id, pid, pidfd, shown, boot, stderr, since: Instant::now(), ready: false, reaped: false })
     }
 }
 
@@ -443,7 +446,8 @@ impl Drop for Borrower {
     /// A server that nobody holds any more has no right to be.
     fn drop(&mut self) {
         if !self.reaped {
-            let _ = process::signal(&self.pidfd, os::SIGKILL);
+            let end = if self.shown == self.pid { os::SIGKILL } else { process::END };
+            let _ = process::signal(&self.pidfd, end);
             let _ = process::wait_end(self.pid);
         }
     }

@@ -2,6 +2,7 @@
 
 mod apart;
 mod aside;
+mod guard;
 mod launch;
 mod near;
 mod place;
@@ -17,6 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 pub use apart::{Rest, Work, not_the_worker, run_apart};
 pub use aside::run_aside;
+pub use guard::END;
 pub use launch::{Group, Launch};
 pub use near::Near;
 pub use place::Place;

@@ -204,7 +204,7 @@ impl Shared {
             }
         });
         // Not reaped yet, so the number is its own.
-        let _ = process::kill(pid, SIGKILL);
+        let _ = process::kill(pid, if self.guarded() { process::END } else { SIGKILL });
         let ended = process::wait_end(pid).map_err(|e| e.to_string());
         *lock(&self.lives) = None;
         lent.and(ended)
@@ -221,8 +221,14 @@ impl Shared {
         let (ours, theirs) = seqpacket::pair()?;
         let stderr = process::duplicate(2)?;
         let (file, argv) = self.command(self.spec.split().0);
-        let pid = Launch::server(&file, &argv, stderr, (theirs, BOOTSTRAP))?.start()?;
+        let launch = Launch::server(&file, &argv, stderr, (theirs, BOOTSTRAP))?;
+        let pid = if self.guarded() { launch.start_guarded()?.0 } else { launch.start()? };
         Ok((pid, server::Client::from(Channel::from(ours))))
+    }
+
+    /// A program of the user's takes along what it has forked.
+    fn guarded(&self) -> bool {
+        self.spec.split().0.is_program()
     }
 
     fn command(&self, layer: &Layer) -> (OsString, Vec<OsString>) {

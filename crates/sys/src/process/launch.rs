@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::{Place, SignalMask, pipe, program, retry, wait_end};
+use super::{Place, SignalMask, guard, pipe, program, retry, wait_end};
 
 /// How a new process stands to sessions, process groups and the terminal (credentials(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,6 +194,17 @@ impl Launch {
     /// Errors: that of the exec, as execvp(3) reports it (ENOENT, EACCES, ENOEXEC…), and EISDIR; EAGAIN at the limit of
     /// processes.
     pub fn start(self) -> io::Result<i32> {
+        self.fork(false).map(|(child, _)| child)
+    }
+
+    /// As [`Launch::start`], behind a guard: with the thread that starts it, all ends that it has forked. Returns the pids of the guard,
+    /// which the caller reaps in the process's stead and ends by [`END`](super::END), and of the process. None in another's place.
+    pub fn start_guarded(self) -> io::Result<(i32, i32)> {
+        let (guard, process) = self.dies_with_parent().fork(true)?;
+        Ok((guard, process.unwrap_or(guard)))
+    }
+
+    fn fork(self, guarded: bool) -> io::Result<(i32, Option<i32>)> {
         if self.extra.len() > NAMED_FDS {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("more than {NAMED_FDS} fds handed down")));
         }
@@ -228,10 +239,11 @@ impl Launch {
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             0 => {
-                let exec = || self.exec(parent, &moves, &argv, &envp);
+                let exec = |parent| self.exec(parent, &moves, &argv, &envp);
                 let errno = match &self.place {
-                    Some(place) => place.step_in(report.as_raw_fd(), &keep, &exec),
-                    None => exec(),
+                    Some(place) => place.step_in(report.as_raw_fd(), &keep, &|| exec(parent)),
+                    None if guarded => guard::stand(parent, report.as_raw_fd()).map_or_else(|errno| errno, exec),
+                    None => exec(parent),
                 };
                 // SAFETY: writes four bytes of a local to an open fd, then ends the child.
                 unsafe {
@@ -257,7 +269,9 @@ impl Launch {
                     pid = made;
                     failed = failed.or(made.is_none().then_some(libc::ESRCH));
                 }
-                let Some(errno) = failed else { return pid.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH)) };
+                let Some(errno) = failed else {
+                    return Ok((pid.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?, made));
+                };
                 let _ = pid.map(wait_end);
                 Err(io::Error::from_raw_os_error(errno))
             }
