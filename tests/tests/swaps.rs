@@ -2,6 +2,8 @@
 //! how often under load (60).
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ const LISTENERS: &str = include_str!("swaps/listeners.py");
 const CLIENTS: &str = include_str!("swaps/clients.py");
 const EPOLL: &str = include_str!("swaps/epoll.py");
 const BEFORE: &str = include_str!("swaps/before.py");
+const LATER: &str = include_str!("swaps/later.py");
 
 fn swap(hurdle: &Hurdle, name: &str, net: &str) -> u64 {
     hurdle.json(&["swap", name, &format!("net={net}")])["pause_us"].as_u64().expect("a number")
@@ -159,6 +162,146 @@ fn what_is_the_hosts_is_not_reached_after_a_swap_away() {
         swap(&hurdle, &listening.name, net);
         assert_eq!(listening.enter(&connect).success().stdout, found, "{net}");
     }
+    listening.end();
+}
+
+/// A connection from the host to the port, if it can be made.
+fn connect(host: &str, port: u16) -> Option<TcpStream> {
+    let stream = TcpStream::connect((host, port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+    Some(stream)
+}
+
+/// What a listener of listeners.py tells a client of his connection: his address, twice, and its own.
+fn greeting(stream: &TcpStream) -> Option<[(String, u16); 3]> {
+    let mut line = String::new();
+    // Nothing follows it before the client speaks.
+    BufReader::new(stream).read_line(&mut line).ok()?;
+    let seen: [(String, u16); 3] = serde_json::from_str(&line).ok()?;
+    Some(seen.map(|(host, port)| (host.trim_start_matches("::ffff:").to_owned(), port)))
+}
+
+/// Until this listener answers a client on the host.
+fn reached(host: &str, port: u16) -> TcpStream {
+    until("it is reached", || connect(host, port).filter(|stream| greeting(stream).is_some()))
+}
+
+/// Many bytes go there and back, and each direction ends by itself.
+fn echoes(mut stream: TcpStream) {
+    let bytes: Vec<u8> = (0..4_000_000_u32).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
+    let (mut writer, sent) = (stream.try_clone().expect("a duplicate"), bytes.clone());
+    let writes = std::thread::spawn(move || {
+        writer.write_all(&sent).expect("it is read");
+        writer.shutdown(std::net::Shutdown::Write).expect("it is open");
+    });
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).expect("an ordinary end");
+    writes.join().expect("it was written");
+    assert!(back == bytes, "{} of {} bytes", back.len(), bytes.len());
+}
+
+/// The end of what was under way: not one that could be taken for the program's.
+fn is_reset(mut stream: &TcpStream) -> bool {
+    stream.read(&mut [0; 16]).is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+}
+
+#[test]
+fn a_listener_is_reached_from_the_host_after_a_swap_to_share() {
+    let hurdle = Hurdle::new();
+    let test = "a_listener_is_reached_from_the_host_after_a_swap_to_share";
+    for made in ["local", "none"] {
+        let Some(listening) = Listening::start(&hurdle, test, made, "accept") else { return };
+        let ports = std::fs::read_to_string(&listening.ports).expect("own file");
+        let ports: BTreeMap<String, u16> = serde_json::from_str(&ports).expect("JSON");
+        let one = ports["127.0.0.1"];
+        assert!(connect("127.0.0.1", one).is_none(), "before the swap");
+        swap(&hurdle, &listening.name, "share");
+        let ways = [
+            ("127.0.0.1", "127.0.0.1"),
+            ("0.0.0.0", "127.0.0.3"),
+            ("127.0.0.9", "127.0.0.9"),
+            ("::1", "::1"),
+            ("::", "::1"),
+        ];
+        for (host, address) in ways.into_iter().chain([("::", "127.0.0.1")]) {
+            let port = ports[host];
+            reached(address, port);
+            let stream = connect(address, port).expect("it is reached");
+            let [accepted, peer, own] = greeting(&stream).expect("a greeting");
+            assert_eq!((&accepted, &own), (&peer, &(address.to_owned(), port)), "of {made}, {host}");
+            let client = stream.local_addr().expect("a socket");
+            match made {
+                "local" => assert_eq!(peer, (client.ip().to_string(), client.port()), "{host}"),
+                _ => assert!(["127.0.0.1", "::1"].contains(&peer.0.as_str()), "{host}: {peer:?}"),
+            }
+            echoes(stream);
+        }
+        assert!(connect("127.0.0.1", ports["127.0.0.9"]).is_none(), "it listens on another address alone");
+        // From inside it is the listener itself that is reached, as before.
+        assert!(listening.enter(CLIENTS).success().stdout.starts_with("reached "));
+
+        let kept = reached("127.0.0.1", one);
+        let server = hurdle.right(&listening.name, "net")["state"]["Running"]["pid"].as_i64().expect("it runs");
+        let server = i32::try_from(server).expect("a pid");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(server), nix::sys::signal::SIGKILL).expect("it runs");
+        assert!(is_reset(&kept), "of {made}: its server has died");
+        let kept = reached("127.0.0.1", one);
+        swap(&hurdle, &listening.name, made);
+        assert!(is_reset(&kept), "of {made}: its server was swapped away");
+        assert!(connect("127.0.0.1", one).is_none(), "of {made}: after the swap away");
+        swap(&hurdle, &listening.name, "share");
+        reached("127.0.0.1", one);
+        listening.end();
+    }
+}
+
+#[test]
+fn who_listens_later_is_reached_from_the_host_and_who_closes_is_not() {
+    let hurdle = Hurdle::new();
+    let test = "who_listens_later_is_reached_from_the_host_and_who_closes_is_not";
+    if let Some(missing) = skip::missing(&["python3"]) {
+        return skip::skip(test, &format!("{missing} is not installed"));
+    }
+    for made in ["local", "none"] {
+        let name = hurdle.name(&format!("later-{made}"));
+        let directory = hurdle.logs().join(made);
+        std::fs::create_dir(&directory).expect("own directory");
+        let file = directory.to_str().expect("a plain path");
+        hurdle.detach(&name, &["--swappable", "--net", made], &[PYTHON, "-c", LATER, file]);
+        let port = until("it is bound", || std::fs::read_to_string(directory.join("port")).ok()?.parse::<u16>().ok());
+        swap(&hurdle, &name, "share");
+        assert!(connect("127.0.0.1", port).is_none(), "of {made}: it does not listen yet");
+        std::fs::write(directory.join("listen"), "").expect("own file");
+        until("it is reached", || connect("127.0.0.1", port));
+        std::fs::write(directory.join("again"), "").expect("own file");
+        until("it listens anew", || directory.join("greets").exists().then_some(()));
+        let mut said = String::new();
+        connect("127.0.0.1", port).expect("it listens").read_to_string(&mut said).expect("an ordinary end");
+        assert_eq!(said, "again", "of {made}");
+        std::fs::write(directory.join("close"), "").expect("own file");
+        until("it is closed", || connect("127.0.0.1", port).is_none().then_some(()));
+        hurdle.call(&["kill", &name]).success();
+        std::fs::remove_dir_all(&directory).expect("own directory");
+    }
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn an_address_that_is_taken_on_the_host_is_told_and_used_once_it_is_free() {
+    let hurdle = Hurdle::new();
+    let test = "an_address_that_is_taken_on_the_host_is_told_and_used_once_it_is_free";
+    let Some(listening) = Listening::start(&hurdle, test, "local", "accept") else { return };
+    let ports = std::fs::read_to_string(&listening.ports).expect("own file");
+    let ports: BTreeMap<String, u16> = serde_json::from_str(&ports).expect("JSON");
+    let port = ports["127.0.0.1"];
+    let other = std::net::TcpListener::bind(("127.0.0.1", port)).expect("a free port");
+    swap(&hurdle, &listening.name, "share");
+    let wanted = format!("what listens on 127.0.0.1:{port} is not reached from outside: Address already in use");
+    until("it is told", || hurdle.right(&listening.name, "net")["stderr"].to_string().contains(&wanted).then_some(()));
+    reached("127.0.0.9", ports["127.0.0.9"]);
+    assert!(listening.enter(CLIENTS).success().stdout.starts_with("reached "));
+    drop(other);
+    reached("127.0.0.1", port);
     listening.end();
 }
 

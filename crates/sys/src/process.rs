@@ -304,6 +304,29 @@ impl AsFd for Event {
     }
 }
 
+/// Fds, one of which can be read from where this can (epoll(7)). One that is closed is none of them any more.
+#[derive(Debug)]
+pub struct Inputs(nix::sys::epoll::Epoll);
+
+impl Inputs {
+    /// None yet. EMFILE.
+    pub fn new() -> io::Result<Inputs> {
+        Ok(Inputs(nix::sys::epoll::Epoll::new(nix::sys::epoll::EpollCreateFlags::EPOLL_CLOEXEC)?))
+    }
+
+    /// One more. ENOSPC: the user has too many in such sets.
+    pub fn add(&self, fd: impl AsFd) -> io::Result<()> {
+        use nix::sys::epoll::{EpollEvent, EpollFlags};
+        Ok(self.0.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?)
+    }
+}
+
+impl AsFd for Inputs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
+    }
+}
+
 /// From now on the calling thread has no capability, and neither have those that it starts (capset(2)). Errors: none are known.
 pub fn drop_capabilities() -> io::Result<()> {
     // linux/capability.h: version 3; effective, permitted and inheritable, twice 32 bits of each.

@@ -60,11 +60,8 @@ unsafe fn watch(child: libc::pid_t) -> ! {
         loop {
             let mut status = 0;
             match libc::waitpid(-1, &raw mut status, libc::WNOHANG) {
-                0 => {
-                    if libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) == END {
-                        end_all(child);
-                    }
-                }
+                0 if libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) == END => end_all(child),
+                0 => {}
                 ended if ended == child => end_as(status),
                 -1 => libc::_exit(127),
                 _ => {}
@@ -123,5 +120,45 @@ unsafe fn end_as(status: libc::c_int) -> ! {
         libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
         libc::kill(libc::getpid(), signal);
         libc::_exit(127)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read as _;
+
+    use super::*;
+    use crate::process::{Launch, State, kill, pipe, wait_end};
+
+    /// A shell behind a guard that holds a pipe on fd 3, and its other end.
+    fn guarded(script: &str) -> (i32, i32, File) {
+        let (reader, writer) = pipe().unwrap();
+        let null = || File::options().read(true).write(true).open("/dev/null").unwrap().into();
+        let argv = ["/bin/sh", "-c", script].map(Into::into);
+        let launch = Launch::new(&argv, &[], [null(), null(), null()]).unwrap().fd(writer, 3);
+        let (guard, process) = launch.start_guarded().unwrap();
+        (guard, process, reader.into())
+    }
+
+    #[test]
+    fn it_ends_as_its_process_does() {
+        let (guard, process, _) = guarded("exit 7");
+        assert_ne!(guard, process);
+        assert_eq!(wait_end(guard).unwrap().state(), State::Exited(7));
+        let (guard, process, _) = guarded("exec /bin/sleep 100");
+        kill(process, libc::SIGKILL).unwrap();
+        assert_eq!(wait_end(guard).unwrap().state(), State::Killed(libc::SIGKILL));
+    }
+
+    #[test]
+    fn it_takes_along_what_has_left() {
+        let (guard, _, mut pipe) = guarded("(/bin/sleep 100 & echo left >&3); exec /bin/sleep 100");
+        let mut said = [0; 5];
+        pipe.read_exact(&mut said).unwrap();
+        kill(guard, END).unwrap();
+        wait_end(guard).unwrap();
+        // Nobody holds the other end any more: the read does not wait.
+        assert_eq!(pipe.read(&mut said).unwrap(), 0);
     }
 }

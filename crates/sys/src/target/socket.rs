@@ -259,7 +259,7 @@ pub fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
 
 mod diag;
 mod inet;
-pub use diag::{ESTABLISHED, LISTENING, Listed, list};
+pub use diag::{ESTABLISHED, LISTENING, Listed, list, list_listeners};
 pub use inet::{
     Listening, address, bind_address, connect_address, find_listener, is_closed, listeners, option_bytes,
     set_option_bytes, tcp_family,

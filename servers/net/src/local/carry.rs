@@ -107,6 +107,16 @@ impl Carry {
         matches!(&self.own, Some(Own::Ready { pool, .. }) if pool.is_broken())
     }
 
+    /// The TCP listeners of the environment's own network, if it had that.
+    pub(super) fn own_listeners(&mut self) -> io::Result<Vec<Listening>> {
+        self.own.as_mut().map_or(Ok(Vec::new()), |own| socket::listeners(own.ready()?.0.diagnosis()))
+    }
+
+    /// A fresh TCP socket of that network, which waits.
+    pub(super) fn own_socket(&mut self, family: Family) -> io::Result<OwnedFd> {
+        self.own.as_mut().ok_or(io::ErrorKind::NotConnected)?.ready()?.0.socket(family, false)
+    }
+
     /// The caller's socket, if it is a stream of a network that the environment has or had.
     fn stream(&mut self, state: &mut State, trap: &Trap<'_>) -> Result<Option<Stream>, Errno> {
         let Ok(fd) = state.tasks.fd(trap.call.tid, trap.int(0)) else { return Ok(None) };

@@ -14,8 +14,9 @@
 //! 4. *What is not ours goes on natively*, as fast as may be: the environment's own network namespace is harmless.
 //!
 //! Threads: one worker receives and answers; a clock, started by the first call that waits, ends waits that nobody ends;
-//! a third, started by the first burst of calls, keeps a second CPU awake during bursts.
-//! Locks: [`State`] has the only one, taken for the length of one call.
+//! a third, started by the first burst of calls, keeps a second CPU awake during bursts. Under `share` after another network, a relay
+//! lets clients in from outside.
+//! Locks: that of [`State`], taken for the length of one call; after it that of the relay.
 
 mod accept;
 mod bind;
@@ -27,6 +28,7 @@ mod memory;
 mod names;
 mod options;
 mod pool;
+mod relay;
 mod reset;
 mod state;
 mod worker;
@@ -59,6 +61,8 @@ struct Shared {
     apart: Arc<AtomicI32>,
     traps: AtomicU64,
     connections: AtomicU64,
+    /// Where clients come in from outside.
+    relay: Option<relay::Relay>,
     tap: Tap,
 }
 
@@ -84,6 +88,7 @@ pub struct Counters {
 pub struct Server {
     shared: Arc<Shared>,
     worker: Option<JoinHandle<()>>,
+    relay: Option<JoinHandle<()>>,
     passer: Option<Passer>,
 }
 
@@ -164,6 +169,7 @@ impl Server {
             apart: Arc::default(),
             traps: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            relay: (kinds.now == Kind::Share && !kinds.is_one()).then(relay::Relay::new).transpose()?,
             tap,
         });
         // All that stands outside of it is there.
@@ -173,7 +179,8 @@ impl Server {
         }
         confine_calls(if shares { Sockets::Any } else { Sockets::Local })?;
         let worker = worker::spawn(Arc::clone(&shared), source, turn, calm)?;
-        Ok(Server { shared, worker: Some(worker), passer })
+        let relay = shared.relay.is_some().then(|| relay::spawn(&shared)).transpose()?;
+        Ok(Server { shared, worker: Some(worker), relay, passer })
     }
 
     /// What a successor needs to carry the sockets on.
@@ -224,6 +231,10 @@ impl Server {
     fn halt(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.clock.stop(&self.shared);
+        if let Some(relay) = self.relay.take() {
+            self.shared.relay.iter().for_each(relay::Relay::ring);
+            let _ = relay.join();
+        }
         if let Some(Passer(passer)) = self.passer.take() {
             let _ = passer.send(None);
         }

@@ -3,6 +3,7 @@
 use super::Shared;
 use super::connect::PATIENCE;
 use super::host;
+use super::relay::Relay;
 use super::state::{Answer, Errno, State, Trap, Waiting};
 use crate::table::{Handler, rows};
 use hurdle_netstack::table::handler;
@@ -199,8 +200,15 @@ impl Worker<'_> {
         let trap = Trap { call, listener: &shared.listener, alarm, recovered };
         let handled = match dispatch.handler(call.syscall) {
             Some(Handler::Socket) => host::socket(shared.kinds.now, &mut state, &trap),
-            Some(Handler::Bind) => state.carry_bind(&trap),
-            Some(Handler::Listen) => state.carry_listen(&trap),
+            Some(Handler::Bind) => {
+                shared.relay.iter().for_each(|relay| relay.make_way(&mut state));
+                state.carry_bind(&trap)
+            }
+            Some(Handler::Listen) => {
+                // It looks once the state is free again.
+                shared.relay.iter().for_each(Relay::ring);
+                state.carry_listen(&trap)
+            }
             Some(Handler::Connect) => match state.carry_connect(&trap) {
                 Ok(None) => state.connect(&trap, shared),
                 Ok(Some(answer)) => Ok(answer),

@@ -41,9 +41,21 @@ const HEADER: usize = 16;
 /// # Errors
 /// ENOENT on a kernel without unix_diag; `InvalidData` for an answer that is not understood.
 pub fn list(diagnosis: BorrowedFd<'_>) -> io::Result<Vec<Listed>> {
+    list_in(diagnosis, u32::MAX)
+}
+
+/// Only those that listen.
+///
+/// # Errors
+/// As [`list`].
+pub fn list_listeners(diagnosis: BorrowedFd<'_>) -> io::Result<Vec<Listed>> {
+    list_in(diagnosis, 1 << LISTENING)
+}
+
+fn list_in(diagnosis: BorrowedFd<'_>, states: u32) -> io::Result<Vec<Listed>> {
     let mut request = Vec::with_capacity(24);
     request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
-    request.extend(u32::MAX.to_ne_bytes());
+    request.extend(states.to_ne_bytes());
     request.extend(0u32.to_ne_bytes());
     request.extend((SHOW_NAME | SHOW_PEER | SHOW_QUEUE).to_ne_bytes());
     request.extend(u64::MAX.to_ne_bytes());
