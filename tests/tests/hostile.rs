@@ -236,7 +236,9 @@ fn programs_of_a_net_server_that_never_answers_can_be_interrupted_and_ended() {
                 \x20   children.append(pid)\n\
                 for how, pid in zip([signal.SIGTERM, signal.SIGKILL], children):\n\
                 \x20   os.kill(pid, how); print(os.waitpid(pid, 0)[1], flush=True)\n\
-                print('waits', flush=True); print(os.waitpid(children[2], 0)[1], flush=True)\n";
+                print('waits', flush=True); print(os.waitpid(children[2], 0)[1], flush=True)\n\
+                # Its end would be the swap's.\n\
+                signal.pause()\n";
     let mut run = hurdle.run(&["--name", &name, "--net", &hostile(&hurdle, "takes")], "python3");
     let program = hurdle.start(run.args(["-c", text]), "program");
     until("it is interrupted, and ends its children", || program.log().contains("waits").then_some(()));
