@@ -272,7 +272,9 @@ fn who_listens_later_is_reached_from_the_host_and_who_closes_is_not() {
         swap(&hurdle, &name, "share");
         assert!(connect("127.0.0.1", port).is_none(), "of {made}: it does not listen yet");
         std::fs::write(directory.join("listen"), "").expect("own file");
-        until("it is reached", || connect("127.0.0.1", port));
+        let mut client = until("it is reached", || connect("127.0.0.1", port));
+        client.write_all(b"not read").expect("it is open");
+        assert!(is_reset(&client), "of {made}: the program has reset it");
         std::fs::write(directory.join("again"), "").expect("own file");
         until("it listens anew", || directory.join("greets").exists().then_some(()));
         let mut said = String::new();

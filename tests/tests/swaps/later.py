@@ -21,6 +21,12 @@ address = bound.getsockname()
 say("port", address[1])
 told("listen")
 bound.listen()
+data = b""
+while not data:
+    connection, _ = bound.accept()
+    data = connection.recv(1, socket.MSG_PEEK)
+    # What was not read: the client hears of a reset.
+    connection.close()
 told("again")
 bound.close()
 # At once: its address is free.

@@ -19,7 +19,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -341,21 +341,52 @@ impl Inner {
             return;
         }
         let _ = stream.set_nodelay(true);
-        let (Ok(inner), Ok(outer)) = (stream.try_clone(), client.try_clone()) else { return };
-        let back = Builder::new().name("hurdle-relay".into()).stack_size(STACK).spawn(move || half(&inner, &outer));
-        let there = half(&client, &stream);
-        let back = back.map_err(|_| ()).and_then(|back| back.join().map_err(drop));
-        if there && back == Ok(true) {
-            let _ = linger(&client, false);
+        let carried = Arc::new(Carried { outer: client, inner: stream, sent: false.into(), broken: false.into() });
+        let other = carried.clone();
+        match Builder::new().name("hurdle-relay".into()).stack_size(STACK).spawn(move || other.back()) {
+            Ok(back) => {
+                carried.there();
+                let _ = back.join();
+            }
+            Err(_) => return,
+        }
+        if !carried.broken.load(Ordering::SeqCst) {
+            let _ = linger(&carried.outer, false);
         }
     }
 }
 
-/// One direction. Whether it came to its end.
-fn half(mut from: &TcpStream, mut to: &TcpStream) -> bool {
-    let whole = io::copy(&mut from, &mut to).is_ok() && to.shutdown(Shutdown::Write).is_ok();
-    if !whole {
-        let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+/// A connection that is being carried.
+struct Carried {
+    outer: TcpStream,
+    inner: TcpStream,
+    /// All that the client sent has been, and the program has its end.
+    sent: AtomicBool,
+    /// It can't come to an ordinary end.
+    broken: AtomicBool,
+}
+
+impl Carried {
+    fn there(&self) {
+        if io::copy(&mut &self.outer, &mut &self.inner).is_ok() && self.inner.shutdown(Shutdown::Write).is_ok() {
+            self.sent.store(true, Ordering::SeqCst);
+        } else {
+            self.give_up();
+        }
     }
-    whole
+
+    fn back(&self) {
+        let copied = io::copy(&mut &self.inner, &mut &self.outer).is_ok();
+        // A reset is told to one of both directions, and looks like an end to the other.
+        let reset = !self.sent.load(Ordering::SeqCst) && socket::is_closed(self.inner.as_fd());
+        if !copied || reset || self.broken.load(Ordering::SeqCst) || self.outer.shutdown(Shutdown::Write).is_err() {
+            self.give_up();
+        }
+    }
+
+    /// Has the other direction end. The client is told nothing: that would be an end of file.
+    fn give_up(&self) {
+        self.broken.store(true, Ordering::SeqCst);
+        let _ = (self.inner.shutdown(Shutdown::Both), self.outer.shutdown(Shutdown::Read));
+    }
 }
