@@ -182,8 +182,9 @@ fn greeting(stream: &TcpStream) -> Option<[(String, u16); 3]> {
 }
 
 /// Until this listener answers a client on the host.
+#[track_caller]
 fn reached(host: &str, port: u16) -> TcpStream {
-    until("it is reached", || connect(host, port).filter(|stream| greeting(stream).is_some()))
+    until(&format!("{host} port {port} is reached"), || connect(host, port).filter(|stream| greeting(stream).is_some()))
 }
 
 /// Many bytes go there and back, and each direction ends by itself.

@@ -91,19 +91,20 @@ impl Relay {
         self.doors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens and closes what programs have begun and ceased to listen on. Whether there is any.
+    /// Opens and closes what programs have begun and ceased to listen on. Whether to look again by itself.
     fn look(&self, shared: &Shared) -> bool {
         let version = self.doors().version;
         let wanted = wanted(&mut shared.lock());
         let mut doors = self.doors();
-        // What can't be told stays as it is, and so does what was told too early.
-        if let Ok(wanted) = wanted
-            && doors.version == version
-        {
-            doors.close(&wanted);
-            doors.open(&wanted, &self.clients);
+        match wanted {
+            Ok(wanted) if doors.version == version => {
+                doors.close(&wanted);
+                doors.open(&wanted, &self.clients);
+                !(doors.open.is_empty() && doors.shut.is_empty())
+            }
+            // What can't be told stays as it is, and so does what was told too early.
+            _ => true,
         }
-        !(doors.open.is_empty() && doors.shut.is_empty())
     }
 
     /// Takes clients in.
@@ -360,7 +361,7 @@ impl Inner {
 struct Carried {
     outer: TcpStream,
     inner: TcpStream,
-    /// All that the client sent has been, and the program has its end.
+    /// All that the client sent has been.
     sent: AtomicBool,
     /// It can't come to an ordinary end.
     broken: AtomicBool,
@@ -368,9 +369,10 @@ struct Carried {
 
 impl Carried {
     fn there(&self) {
-        if io::copy(&mut &self.outer, &mut &self.inner).is_ok() && self.inner.shutdown(Shutdown::Write).is_ok() {
-            self.sent.store(true, Ordering::SeqCst);
-        } else {
+        let copied = io::copy(&mut &self.outer, &mut &self.inner).is_ok();
+        // Before the program knows, and ends in turn.
+        self.sent.store(copied, Ordering::SeqCst);
+        if !copied || self.inner.shutdown(Shutdown::Write).is_err() {
             self.give_up();
         }
     }
