@@ -123,6 +123,12 @@ fn fill(layer: &OwnedFd, layered: &Layered, label: &[u8]) -> io::Result<()> {
         for name in ["upper", "work"] {
             std::fs::create_dir_all(path.join(&mount.dir).join(name))?;
         }
+        if !layered.mirrored {
+            // It is what the environment sees there.
+            let (host, upper) = (mount.at.metadata()?, path.join(&mount.dir).join("upper"));
+            std::os::unix::fs::chown(&upper, Some(host.uid()), Some(host.gid()))?;
+            std::fs::set_permissions(&upper, host.permissions())?;
+        }
     }
     File::create_new(path.join("layer.json"))?.write_all(label)
 }

@@ -167,10 +167,6 @@ pub(crate) fn prepare(wanted: &Wanted<'_>, ids: &IdMap) -> Result<(Layered, Opti
         let layered = Layered { place: in_memory(&meta, size), mounts, hidden: Vec::new(), mirrored };
         return Ok((layered, None));
     }
-    let no_quota = "a layer on a base has no `size`";
-    if size.is_some() && spec.option("base").is_some() {
-        return Err(bad(no_quota));
-    }
     if spec.argument.as_ref().is_some_and(|name| name.contains('/')) {
         return Err(bad("a layer's name has no `/`"));
     }
@@ -199,9 +195,6 @@ pub(crate) fn prepare(wanted: &Wanted<'_>, ids: &IdMap) -> Result<(Layered, Opti
         return Err(bad("a commit of this layer was interrupted: `hurdle commit` finishes it"));
     }
     let chain = layer.bases()?;
-    if size.is_some() && !chain.is_empty() {
-        return Err(bad(no_quota));
-    }
     for at in &below {
         layer.add_mount(at)?;
     }
