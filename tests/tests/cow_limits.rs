@@ -1,9 +1,6 @@
 //! Copy-on-write environments at their limits: a quota, large files of which little changes, many files.
 
-use std::fs::{Permissions, set_permissions};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
 use hurdle_tests::cow::{BOTH, ROOT, SAME};
@@ -124,92 +121,6 @@ fn one_byte_of_a_large_sparse_file() {
         );
         cow.end();
     }
-}
-
-/// A file system of the test's own with reflinks, which ends with it.
-struct Reflinks(tempfile::TempDir);
-
-impl Reflinks {
-    /// None, with a SKIP line, where it can't be made.
-    fn new(test: &str, size: u64) -> Option<Reflinks> {
-        let skip = |why: &str| hurdle_tests::skip(&format!("cow_limits::{test}"), why);
-        if !nix::unistd::geteuid().is_root() {
-            skip("only root can mount a file system, and then runs it as a user");
-            return None;
-        }
-        if hurdle_tests::cow::lacks(&format!("cow_limits::{test}"), &["mkfs.xfs", "mount"]) {
-            return None;
-        }
-        let own = Reflinks(tempfile::Builder::new().prefix("hurdle-cow-").tempdir().expect("a temporary directory"));
-        let image = own.0.path().join("image");
-        std::fs::File::create(&image).and_then(|file| file.set_len(size)).expect("own file");
-        let script = format!(
-            "mkfs.xfs -q -m reflink=1 {} && mkdir {1} && mount -o loop {0} {1} && chmod 777 {1}",
-            image.display(),
-            own.path().display()
-        );
-        let made = finish(Command::new("/bin/sh").args(["-ec", &script]).env("PATH", hurdle_tests::skip::PATH), LIMIT);
-        if !made.status.success() {
-            skip("no XFS can be mounted from a file");
-            return None;
-        }
-        set_permissions(own.0.path(), Permissions::from_mode(0o755)).expect("own directory");
-        Some(own)
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.0.path().join("mounted")
-    }
-
-    /// MiB in use.
-    fn used(&self) -> u64 {
-        nix::unistd::sync();
-        let found = nix::sys::statvfs::statvfs(&self.path()).expect("it is mounted");
-        ((found.blocks() - found.blocks_free()) * found.fragment_size()) >> 20
-    }
-}
-
-impl Drop for Reflinks {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").args(["-l".as_ref(), self.path().as_os_str()]).status();
-    }
-}
-
-/// Where the file system can share blocks between a file and its copy, one byte costs no copy of the others, for root or a user.
-#[test]
-fn one_byte_of_a_large_file_on_a_file_system_with_reflinks() {
-    const NOBODY: u32 = 65534;
-    let test = "one_byte_of_a_large_file_on_a_file_system_with_reflinks";
-    let Some(reflinks) = Reflinks::new(test, 2 << 30) else { return };
-    let (dir, hurdle) = (reflinks.path(), hurdle_tests::Hurdle::new());
-    std::fs::write(dir.join("large"), vec![b'a'; 256 << 20]).expect("own file");
-    std::fs::copy(hurdle.binary(), dir.join("hurdle")).expect("own file");
-    std::os::unix::fs::chown(dir.join("large"), Some(NOBODY), Some(NOBODY)).expect("own file");
-    for (user, auth) in [(0, "same"), (NOBODY, "same"), (NOBODY, "root")] {
-        let state = dir.join(format!("state-{user}-{auth}"));
-        std::fs::create_dir(&state).expect("own directory");
-        std::os::unix::fs::chown(&state, Some(user), Some(user)).expect("own file");
-        let call = |arguments: &[&str]| {
-            let mut command = Command::new(dir.join("hurdle"));
-            command.args(arguments).env("XDG_STATE_HOME", &state).env("XDG_RUNTIME_DIR", &state).current_dir(&dir);
-            finish(command.uid(user).gid(user), LIMIT)
-        };
-        let before = reflinks.used();
-        let script = "printf x | dd of=large bs=1 seek=134217729 conv=notrunc 2>/dev/null
-            dd if=large bs=1 skip=134217728 count=3 2>/dev/null; stat -c %s large; tail -c 1 large";
-        let done = call(&["run", "--fs", "cow:layer", "--auth", auth, "--", "/bin/sh", "-ec", script]).success();
-        assert_eq!(done.stdout, "axa268435456\na", "{user} {auth}");
-        let more = reflinks.used() - before;
-        assert!(more < 32, "{user} {auth}: {more} MiB more for one byte of 256 MiB");
-        let diff = call(&["diff", "layer"]).success().stdout;
-        assert!(diff.starts_with("M  ") && diff.contains("/large") && diff.lines().count() == 1, "{diff}");
-        call(&["discard", "layer"]).success();
-        // In memory, too, the root of a file system is what it is on the host.
-        assert_eq!(call(&["run", "--fs", "cow", "--", "stat", "-c", "%a", "."]).success().stdout, "777\n");
-    }
-    let mut byte = [0];
-    std::fs::File::open(dir.join("large")).and_then(|file| file.read_exact_at(&mut byte, 134217729)).expect("own file");
-    assert_eq!(&byte, b"a");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::at::{self, Stat};
 use crate::change::Attr;
@@ -14,6 +15,7 @@ use crate::layer::Layer;
 use crate::lower::Lower;
 use crate::marks::Prefix;
 use crate::owners::Owners;
+use crate::tree;
 
 /// A layer and what lies below it.
 #[derive(Debug)]
@@ -34,7 +36,7 @@ pub(crate) struct MountView {
 
 impl<'l> View<'l> {
     /// Opens `layer` above the host's tree at `root` (`/`), seen from where `owners` says. A mount whose place is gone from the
-    /// host is an error.
+    /// host is an error, if something was changed there.
     pub fn open(layer: &'l Layer, root: &Path, owners: Owners) -> Result<View<'l>> {
         // Each level of a tree that is walked takes two fds.
         raise_fd_limit();
@@ -52,8 +54,12 @@ impl<'l> View<'l> {
                 }
             }
             let relative = relative(&mount.path);
-            let below = at::open_below(&host, relative, flags)
-                .at(|| format!("{}, which the layer overlays", crate::text::path(&root.join(&mount.path))))?;
+            let what = || format!("{}, which the layer overlays", crate::text::path(&root.join(&mount.path)));
+            let below = match at::open_below(&host, relative, flags) {
+                // Nothing was changed there, so it is compared with nothing.
+                Err(Errno::NOENT) if tree::names(&upper).at(what)?.is_empty() => upper.try_clone().at(what)?,
+                below => below.at(what)?,
+            };
             mounts.push(MountView { path: mount.path.clone(), upper, lower: Lower::new(between, below) });
         }
         if mounts.is_empty() && layer.interrupted() {
