@@ -32,6 +32,8 @@ pub(crate) struct MountView {
     pub(crate) path: PathBuf,
     pub(crate) upper: OwnedFd,
     pub(crate) lower: Lower,
+    /// Its place on the host is not there, and nothing was changed in it: there is nothing to be told of it.
+    pub(crate) gone: bool,
 }
 
 impl<'l> View<'l> {
@@ -55,12 +57,11 @@ impl<'l> View<'l> {
             }
             let relative = relative(&mount.path);
             let what = || format!("{}, which the layer overlays", crate::text::path(&root.join(&mount.path)));
-            let below = match at::open_below(&host, relative, flags) {
-                // Nothing was changed there, so it is compared with nothing.
-                Err(Errno::NOENT) if tree::names(&upper).at(what)?.is_empty() => upper.try_clone().at(what)?,
-                below => below.at(what)?,
+            let (below, gone) = match at::open_below(&host, relative, flags) {
+                Err(Errno::NOENT) if tree::names(&upper).at(what)?.is_empty() => (upper.try_clone().at(what)?, true),
+                below => (below.at(what)?, false),
             };
-            mounts.push(MountView { path: mount.path.clone(), upper, lower: Lower::new(between, below) });
+            mounts.push(MountView { path: mount.path.clone(), upper, lower: Lower::new(between, below), gone });
         }
         if mounts.is_empty() && layer.interrupted() {
             return Err(Error::damaged(layer.path(), "it overlays nothing, and yet a commit of it was interrupted"));
