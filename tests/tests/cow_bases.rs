@@ -66,6 +66,39 @@ fn a_layer_lies_on_another() {
     }
 }
 
+/// The changes of a layer on a base may have a quota, which the base does not count for.
+#[test]
+fn a_layer_on_a_base_has_a_quota() {
+    for auth in ["same", "root"] {
+        let cow = before();
+        let (base, top) = (cow.hurdle.name("base"), cow.hurdle.name("top"));
+        let run = |spec: &str, script: &str| cow.sh(&["--fs", spec, "--auth", auth], script).success().stdout;
+        run(
+            &format!("cow:{base}"),
+            "echo base > a; rm gone; head -c 30M /dev/zero > large; mkdir e; echo x > e/x; echo y > e/y",
+        );
+        let first = format!("cow:{top},base={base},size=16M");
+        let fill = "head -c 64M /dev/zero > big 2>/dev/null || echo full; rm -f big";
+        let script = format!(
+            "stat -c %s large; {fill}; echo top >> a; rm large d/x; rm -r e; mkdir e; echo z > e/z; head -c 9M /dev/zero > nine"
+        );
+        assert_eq!(run(&first, &script), "31457280\nfull\n", "{auth}");
+        // What it held before counts.
+        let again = format!("cow:{top},size=16M");
+        let script = "cat a; ls d e; test ! -e large; test ! -e gone; head -c 8M /dev/zero > eight 2>/dev/null || echo full; rm eight nine";
+        assert_eq!(run(&again, script), "base\ntop\nd:\n\ne:\nz\nfull\n", "{auth}");
+        let (a, large) = ("M a", "D large");
+        assert_eq!(diff(&cow, &top), words(&[a, large, "D d/x", "D e/x", "D e/y", "A e/z"]), "{auth}");
+        // Without a quota it goes on all the same.
+        assert_eq!(run(&format!("cow:{top}"), "cat a; ls e"), "base\ntop\nz\n", "{auth}");
+        cow.assert_untouched();
+        for name in [&top, &base] {
+            cow.hurdle(&["discard", name]);
+        }
+        cow.end();
+    }
+}
+
 #[test]
 fn what_can_be_no_base_is_refused() {
     let cow = before();

@@ -68,11 +68,16 @@ fn root_inside_takes_no_wall_down() {
         "set +e; exec 2>/dev/null; here=$PWD; cat secrets/id
         mount -o remount,bind,rw /; mount -o remount,rw /; mount -o remount,bind,rw $here; mount --bind / /mnt; mount -o remount,bind,rw /mnt
         umount /dev/shm; umount -l /dev/shm; umount -l /dev/mqueue; umount -l /dev; umount -l secrets; umount -l $here/secrets
-        cat secrets/id; for d in a /etc /dev/shm /mnt/$here/a /mnt/dev/shm /tmp; do echo x > $d/{mark}; done; echo x > a/f; :"
+        cat secrets/id; for d in a /etc /dev/shm /mnt/$here/a /mnt/dev/shm /tmp; do echo x > $d/{mark}; done; echo x > a/f
+        parts=\"a/b a/f a /etc secrets/id $here\"
+        for d in $parts; do mount -o remount,bind,rw $d; mount -o remount,rw $d; echo x > $d; echo x > $d/f; echo x > $d/{mark}; done
+        for d in $parts; do umount $d; umount -l $d; cd $here; echo x > $d; echo x > $d/{mark}; done; :"
     );
-    for spec in ["cow", "cow,hide=./secrets", "ro", "ro,hide=./secrets"] {
+    let kept =
+        ["cow,ro=.", "cow,ro=./a", "cow,ro=./a/f", "cow,ro=./secrets/id", "cow,ro=/etc", "cow,hide=./a,ro=./a/b"];
+    for spec in ["cow", "cow,hide=./secrets", "ro", "ro,hide=./secrets"].into_iter().chain(kept) {
         let seen = run(&cow, spec, "root", &script).success().stdout;
-        let expected = if spec.contains("hide") { "" } else { "secret\nsecret\n" };
+        let expected = if spec.contains("hide=./secrets") { "" } else { "secret\nsecret\n" };
         assert_eq!(seen, expected, "{spec}");
         cow.assert_untouched();
         assert!(!Path::new("/tmp").join(&mark).exists(), "{spec}");

@@ -3,14 +3,16 @@
 //!
 //! The tree is a static busybox and this test's own executable, which is static too and looks around from within.
 
-use std::fs::{File, Permissions, create_dir_all, metadata, read_dir, read_link, read_to_string, set_permissions};
+use std::fs::{
+    File, Permissions, create_dir_all, metadata, read_dir, read_link, read_to_string, remove_dir, set_permissions,
+};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hurdle_tests::pty::Terminal;
-use hurdle_tests::{Finished, Hurdle, finish, skip};
+use hurdle_tests::{Finished, Hurdle, finish, skip, until};
 use nix::sys::stat::{major, minor};
 use tempfile::TempDir;
 
@@ -81,6 +83,53 @@ fn programs_find_what_they_expect_and_nothing_of_the_host() {
     for name in PLACES {
         assert_eq!(read_dir(tree.path().join(name)).expect("own directory").count(), 0, "{name}");
     }
+    hurdle.assert_nothing_left();
+}
+
+/// What the tree lacks is there inside, and not afterwards; but for what somebody put there, and what another one needs.
+#[test]
+fn mount_points_that_were_made_are_gone_afterwards() {
+    let Some(tree) = tree("mount_points_that_were_made_are_gone_afterwards") else { return };
+    let hurdle = Hurdle::new();
+    for name in PLACES {
+        remove_dir(tree.path().join(name)).expect("own directory");
+    }
+    let fs = root(tree.path());
+    let names = || {
+        let mut names: Vec<String> = read_dir(tree.path())
+            .expect("own")
+            .map(|e| e.expect("own").file_name().into_string().expect("plain"))
+            .collect();
+        names.sort();
+        names.join(" ")
+    };
+    let look = "cat /proc/self/comm; ls -d /dev/null /sys/class /tmp /run; echo x > /tmp/x";
+    let inside = "cat\n/dev/null\n/run\n/sys/class\n/tmp\n";
+    for options in [&["--auth", "same"], &["--auth", "root"]] {
+        assert_eq!(sh(&hurdle, &[&["--fs", fs.as_str()], &options[..]].concat(), look).success().stdout, inside);
+        assert_eq!(names(), "bin etc", "{options:?}");
+    }
+    // The first one to end leaves the other what it stands on.
+    let (first, second) = (hurdle.name("first"), hurdle.name("second"));
+    for name in [&first, &second] {
+        hurdle.detach(name, &["--fs", &fs], &["/bin/sleep", "1000"]);
+    }
+    hurdle.call(&["kill", &first]).success();
+    hurdle.call(&["wait", &first]);
+    assert_eq!(hurdle.call(&["enter", &second, "/bin/sh", "-c", look]).success().stdout, inside);
+    assert_eq!(names(), "bin dev etc proc run sys tmp");
+    hurdle.call(&["kill", &second]).success();
+    until("the second one has cleaned up", || (names() == "bin etc").then_some(()));
+    // One that is killed leaves them to the next one; what somebody put there stays.
+    let running =
+        hurdle.start(hurdle.run(&["--fs", &fs], "/bin/sh").args(["-c", "echo ready; exec sleep 1000"]), "log");
+    until("it runs", || running.log().contains("ready").then_some(()));
+    running.signal(nix::sys::signal::Signal::SIGKILL);
+    running.join();
+    assert_eq!(names(), "bin dev etc proc run sys tmp");
+    std::fs::write(tree.path().join("run/mine"), "mine\n").expect("own file");
+    sh(&hurdle, &["--fs", &fs], "true").success();
+    assert_eq!(names(), "bin etc run");
     hurdle.assert_nothing_left();
 }
 

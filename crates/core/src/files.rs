@@ -4,13 +4,16 @@
 //! the host's own mount namespace, with all that overlays can do; init only attaches them. Anybody else's init makes one
 //! overlay, and what lies below it is shown by the fs server through FUSE (see `Layered::mirrored`).
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use hurdle_proto::plan::{CONTENT, Layered, MountStep, Place, Plan, Root};
+use hurdle_proto::plan::{Layered, MountStep, Place, Plan, Root};
+use hurdle_sys::memfd;
 use hurdle_sys::mount::{self, Tree};
 
 use crate::inside::Lent;
@@ -23,12 +26,15 @@ pub(crate) struct Prepared {
     overlays: Vec<OwnedFd>,
     /// The layer's directory.
     pub(crate) layer: Option<OwnedFd>,
+    /// Of each [`MountStep::Frozen`] of the host's root, in their order: an overlay of its directory, and those of what is mounted
+    /// below.
+    frozen: Vec<Vec<(PathBuf, OwnedFd)>>,
 }
 
 impl Prepared {
     /// The fds that init needs.
     pub(crate) fn fds(&self) -> impl Iterator<Item = &OwnedFd> {
-        self.overlays.iter().chain(&self.layer)
+        self.overlays.iter().chain(&self.layer).chain(self.frozen.iter().flatten().map(|(_, overlay)| overlay))
     }
 }
 
@@ -48,13 +54,19 @@ pub(crate) fn prepare(plan: &Plan, made: &dyn Fn(&OwnedFd) -> Result<(), String>
             Some(tmpfs)
         }
     };
-    let mut prepared = Prepared { overlays: Vec::new(), layer };
+    let mut prepared = Prepared { overlays: Vec::new(), layer, frozen: Vec::new() };
     if !layered.mirrored {
+        let all: Vec<&Path> = layered.mounts.iter().map(|mount| mount.at.as_path()).collect();
+        let shown: Vec<&Path> = plan.mounts.iter().filter_map(MountStep::shared).collect();
+        for frozen in plan.mounts.iter().filter_map(frozen) {
+            let made = freeze(frozen, layered, &all, &shown);
+            prepared.frozen.push(made.map_err(|e| format!("no overlay on {}: {e}", frozen.target.display()))?);
+        }
         for mount in &layered.mounts {
             let made = open(&mount.at).and_then(|below| {
                 let mut bases = opened(&mount.bases)?;
-                bases.splice(0..0, mask(layered, &mount.at)?);
-                let lower = Lower { below: &below, bases: &bases, content: None };
+                bases.splice(0..0, mask(layered, &mount.at, &all, &[])?);
+                let lower = Lower { below: &below, bases: &bases, content: &[] };
                 overlay(lower, &mount.dir, prepared.layer.as_ref(), layered)
             });
             prepared.overlays.push(made.map_err(|e| format!("no overlay on {}: {e}", mount.at.display()))?);
@@ -63,12 +75,48 @@ pub(crate) fn prepare(plan: &Plan, made: &dyn Fn(&OwnedFd) -> Result<(), String>
     Ok(prepared)
 }
 
-/// A layer in which the hidden paths of the file system at `root` are deleted, if it has any. Directories on the way there
-/// look as they do below.
-fn mask(layered: &Layered, root: &Path) -> io::Result<Option<OwnedFd>> {
-    let on = |path: &Path| {
-        layered.mounts.iter().map(|m| &m.at).filter(|at| path.starts_with(at)).max_by_key(|at| at.as_os_str().len())
+/// What a step shows that nobody can make writable.
+fn frozen(step: &MountStep) -> Option<Frozen<'_>> {
+    match step {
+        MountStep::Frozen { target, directory: true } => Some(Frozen { target, root: target, file: None }),
+        MountStep::Frozen { target, directory: false } => {
+            Some(Frozen { target, root: target.parent()?, file: target.file_name() })
+        }
+        _ => None,
+    }
+}
+
+/// See [`MountStep::Frozen`].
+#[derive(Clone, Copy)]
+struct Frozen<'a> {
+    target: &'a Path,
+    /// What an overlay is made of: the directory, or that of the file.
+    root: &'a Path,
+    /// The name in it.
+    file: Option<&'a OsStr>,
+}
+
+/// Overlays without a layer on what is frozen, and on those of the file systems `all` that are mounted below.
+fn freeze(
+    frozen: Frozen<'_>,
+    layered: &Layered,
+    all: &[&Path],
+    shown: &[&Path],
+) -> io::Result<Vec<(PathBuf, OwnedFd)>> {
+    let inner = all.iter().copied().filter(|at| *at != frozen.target && at.starts_with(frozen.target));
+    let roots: Vec<&Path> = [frozen.root].into_iter().chain(inner).collect();
+    let one = |root: &&Path| {
+        let mask: Vec<OwnedFd> = mask(layered, root, &roots, shown)?.into_iter().collect();
+        let lower = Lower { below: &open(root)?, bases: &mask, content: &[] };
+        Ok((root.to_path_buf(), overlay(lower, "", None, layered)?))
     };
+    roots.iter().map(one).collect()
+}
+
+/// A layer in which the hidden paths of the file system at `root`, one of `all`, are deleted, if it has any. Directories on the
+/// way there look as they do below. Of those with something of `shown` in them an empty directory is left.
+fn mask(layered: &Layered, root: &Path, all: &[&Path], shown: &[&Path]) -> io::Result<Option<OwnedFd>> {
+    let on = |path: &Path| all.iter().filter(|at| path.starts_with(at)).max_by_key(|at| at.as_os_str().len()).copied();
     let within = |path: &Path| layered.hidden.iter().any(|other| other != path && path.starts_with(other));
     let hidden = layered.hidden.iter().filter(|path| on(path).is_some_and(|at| at == root) && !within(path));
     let hidden: Vec<&PathBuf> = hidden.collect();
@@ -94,7 +142,12 @@ fn mask(layered: &Layered, root: &Path) -> io::Result<Option<OwnedFd>> {
             && path.symlink_metadata().is_ok()
             && !ours.join(name).exists()
         {
-            mount::whiteout(&ours.join(name))?;
+            if shown.iter().any(|shown| shown.starts_with(path)) {
+                std::fs::create_dir(ours.join(name))?;
+                mount::opaque(&ours.join(name))?;
+            } else {
+                mount::whiteout(&ours.join(name))?;
+            }
         }
     }
     Ok(Some(mask))
@@ -123,6 +176,12 @@ fn fill(layer: &OwnedFd, layered: &Layered, label: &[u8]) -> io::Result<()> {
         for name in ["upper", "work"] {
             std::fs::create_dir_all(path.join(&mount.dir).join(name))?;
         }
+        if !layered.mirrored {
+            // It is what the environment sees there.
+            let (host, upper) = (mount.at.metadata()?, path.join(&mount.dir).join("upper"));
+            std::os::unix::fs::chown(&upper, Some(host.uid()), Some(host.gid()))?;
+            std::fs::set_permissions(&upper, host.permissions())?;
+        }
     }
     File::create_new(path.join("layer.json"))?.write_all(label)
 }
@@ -132,8 +191,8 @@ struct Lower<'a> {
     below: &'a OwnedFd,
     /// Layers between it and the overlay's own, the uppermost first.
     bases: &'a [OwnedFd],
-    /// Where the content of large files below is read: see [`content`].
-    content: Option<&'a OwnedFd>,
+    /// Where the content of large files below is read: see [`readable`].
+    content: &'a [OwnedFd],
 }
 
 /// One overlay, attached nowhere yet; `dir` is its own directory in the layer. Without a layer it can't be written.
@@ -147,7 +206,7 @@ fn overlay(lower: Lower<'_>, dir: &str, layer: Option<&OwnedFd>, layered: &Layer
     // An overlay that can't be written has two lower layers at least.
     let empty = if layer.is_none() { Some(memory(&[("mode".to_string(), "755".to_string())])?) } else { None };
     let lower: Vec<String> = bases.iter().chain(&empty).chain([below]).map(text).collect();
-    let lower = lower.join(":") + &content.map_or(String::new(), |content| format!("::{}", text(content)));
+    let lower = lower.join(":") + &content.iter().map(|content| format!("::{}", text(content))).collect::<String>();
     let mut options = vec![("source", Some("hurdle")), ("lowerdir", Some(lower.as_str()))];
     let own = layer.map(|layer| {
         let own = mount::path_of(layer).join(dir);
@@ -164,7 +223,7 @@ fn overlay(lower: Lower<'_>, dir: &str, layer: Option<&OwnedFd>, layered: &Layer
     // by an inode's number.
     options.push(("xino", Some("on")));
     // Links of one file stay so when it is written. The index refers to the very inodes of the host: nothing to be kept for later.
-    if !unprivileged && matches!(layered.place, Place::Memory { .. }) {
+    if !unprivileged && layer.is_some() && matches!(layered.place, Place::Memory { .. }) {
         options.push(("index", Some("on")));
     }
     mount::detached("overlay", &options)
@@ -191,15 +250,26 @@ pub(crate) fn set_up(plan: &Plan, prepared: &Prepared, attach: Attach<'_>) -> Re
             mount::bind(root, root).map_err(|e| format!("{} can't be made a root: {e}", root.display()))?;
             Some(root.clone())
         }
-        Root::Layered(layered) => Some(stand(layered, prepared, attach)?),
+        Root::Layered(layered) => {
+            let (root, stage) = stand(layered, prepared, attach)?;
+            let steps = plan.mounts.iter().zip(&mut held).filter_map(|(step, held)| Some((frozen(step)?, held)));
+            for (n, (frozen, held)) in steps.enumerate() {
+                let made = prepared.frozen.get(n).and_then(|made| made.first()).map(|(_, overlay)| overlay);
+                let shown = show_frozen(frozen, held.take(), made, layered, &stage);
+                *held = Some(shown.map_err(|e| format!("{} can't be shown: {e}", frozen.target.display()))?);
+            }
+            Some(root)
+        }
     };
     let tree = root.as_deref().unwrap_or(Path::new("/"));
     let tree = Tree::open(tree).map_err(|e| format!("{} can't be made a root: {e}", tree.display()))?;
+    let mut inner = prepared.frozen.iter().map(|made| &made[1..]);
     for (n, step) in plan.mounts.iter().enumerate() {
         let own = held[n].take();
         let later = plan.mounts[n + 1..].iter().zip(&held[n + 1..]);
         let later = later.filter_map(|(step, held)| Some((step.shared()?, held.as_ref()?)));
-        take(step, own, &tree, later).map_err(|(what, e)| {
+        let inner = frozen(step).and_then(|_| inner.next()).unwrap_or_default();
+        take(step, own, &tree, later).and_then(|()| attach_all(inner, &tree)).map_err(|(what, e)| {
             let hint = if what.starts_with("proc") && e.raw_os_error() == Some(os::EPERM) {
                 "; part of the host's own /proc is hidden (a container?): `hurdle doctor` tells more"
             } else if root.is_some() && e.kind() == io::ErrorKind::NotFound {
@@ -218,6 +288,9 @@ pub(crate) fn set_up(plan: &Plan, prepared: &Prepared, attach: Attach<'_>) -> Re
 
 /// What a step takes from the parent's files.
 fn hold(step: &MountStep) -> Result<Option<OwnedFd>, String> {
+    if let Some(frozen) = frozen(step) {
+        return Ok(open(frozen.root).ok());
+    }
     let MountStep::Bind { source, read_only, .. } = step else { return Ok(None) };
     let held = mount::copy_of(source, true).and_then(|held| {
         if *read_only {
@@ -226,6 +299,37 @@ fn hold(step: &MountStep) -> Result<Option<OwnedFd>, String> {
         Ok(held)
     });
     held.map(Some).map_err(|e| format!("{} can't be shown: {e}", source.display()))
+}
+
+/// The mount of what is frozen: of an overlay that was made before, or of one of the mirror. `direct`: its root, for what is not in
+/// the mirror, since something above it is hidden.
+fn show_frozen(
+    frozen: Frozen<'_>,
+    direct: Option<OwnedFd>,
+    made: Option<&OwnedFd>,
+    layered: &Layered,
+    stage: &Path,
+) -> io::Result<OwnedFd> {
+    let mirrored = |path: &Path| stage.join("below").join(path.strip_prefix("/").unwrap_or(path));
+    let own = match made {
+        Some(_) => None,
+        None => {
+            let below = match direct {
+                Some(direct) if mirrored(frozen.target).symlink_metadata().is_err() => direct,
+                _ => open(&mirrored(frozen.root))?,
+            };
+            Some(overlay(Lower { below: &below, bases: &[], content: &[] }, "", None, layered)?)
+        }
+    };
+    let Some(overlay) = made.or(own.as_ref()) else { return Err(io::ErrorKind::NotFound.into()) };
+    let Some(file) = frozen.file else { return overlay.try_clone() };
+    // Only of what is attached a part can be had, on kernels before 6.15.
+    let place = stage.join("frozen");
+    if !place.exists() {
+        std::fs::create_dir(&place)?;
+    }
+    mount::attach(overlay, &place)?;
+    mount::copy_of(&place.join(file), false)
 }
 
 /// Nothing is followed out of the tree: whoever wrote it may not be trusted. `later`: what is to be shown, and
@@ -253,6 +357,13 @@ fn take<'a>(
             });
             (attached, format!("{} can't be shown at {}", source.display(), target.display()))
         }
+        MountStep::Frozen { target, directory } => {
+            let attached = held.map_or(Ok(()), |held| {
+                let place = if *directory { tree.directory(target) } else { tree.file(target) };
+                mount::attach(held, &place?.path())
+            });
+            (attached, format!("{} can't be shown", target.display()))
+        }
         MountStep::Hide { target } => (hide(target, tree, later), format!("{} can't be hidden", target.display())),
         MountStep::ReadOnly { target } => (
             tree.find(target).and_then(|place| mount::read_only(&place.path())),
@@ -263,6 +374,15 @@ fn take<'a>(
         }
     };
     done.map_err(|e| (what, e))
+}
+
+/// Attaches overlays at their own places.
+fn attach_all(overlays: &[(PathBuf, OwnedFd)], tree: &Tree) -> Result<(), (String, io::Error)> {
+    for (at, overlay) in overlays {
+        let done = tree.find(at).and_then(|place| mount::attach(overlay, &place.path()));
+        done.map_err(|e| (format!("{} can't be shown", at.display()), e))?;
+    }
+    Ok(())
 }
 
 /// Covers what is at `target`, if there is something. Only what is shown below it by a later step has its place there.
@@ -292,21 +412,25 @@ fn hide<'a>(target: &Path, tree: &Tree, later: impl Iterator<Item = (&'a Path, &
     mount::attach(file, &place.path())
 }
 
-/// The directory of the parent's whose large files the overlay reads by itself, where the fs server that shows them says that
-/// their content is there: a *data-only* layer (overlayfs in the kernel's documentation). So they are read and mapped from the
-/// kernel's own cache of them. `empty` is any directory, to try it.
-///
-/// # Errors
-/// EINVAL: the kernel can't, for one without privileges (before Linux 6.16), or something is mounted below the directory.
-fn content(empty: &Path) -> io::Result<OwnedFd> {
-    let content = open(Path::new(CONTENT))?;
-    let lower = format!("{}::{}", empty.display(), mount::path_of(&content).display());
-    mount::detached("overlay", &[("lowerdir", Some(&lower)), ("userxattr", None)])?;
-    Ok(content)
+/// Those of `directories` whose large files the overlay reads by itself, where the fs server that shows them says that their
+/// content is there: *data-only* layers (overlayfs in the kernel's documentation). So they are read and mapped from the kernel's
+/// own cache of them. `empty` is any directory, to try it: the kernel can't, for one without privileges, before Linux 6.16, nor
+/// where something is mounted below the directory.
+fn readable(directories: Vec<(&Path, OwnedFd)>, empty: &Path) -> (Vec<u8>, Vec<OwnedFd>) {
+    let (mut names, mut found) = (Vec::new(), Vec::new());
+    for (path, directory) in directories {
+        let lower = format!("{}::{}", empty.display(), mount::path_of(&directory).display());
+        if mount::detached("overlay", &[("lowerdir", Some(&lower)), ("userxattr", None)]).is_ok() {
+            names.extend_from_slice(path.as_os_str().as_bytes());
+            names.push(0);
+            found.push(directory);
+        }
+    }
+    (names, found)
 }
 
-/// Makes a layered root; where it stands. All that it is made of lies on a tmpfs that goes with the old root.
-fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<PathBuf, String> {
+/// Makes a layered root; where it stands, and where what it is made of does. All that it is made of lies on a tmpfs that goes with the old root.
+fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<(PathBuf, PathBuf), String> {
     let at = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
     let stage = ["/tmp", "/run", "/mnt", "/usr"].iter().map(Path::new).find(|path| path.is_dir());
     let stage = stage.ok_or("the parent has none of /tmp, /run, /mnt and /usr, one of which init works on")?;
@@ -321,6 +445,7 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<P
         [mount] if layered.mirrored => opened(&mount.bases).map_err(at("a layer below"))?,
         _ => Vec::new(),
     };
+    let content = layered.content.iter().filter_map(|path| Some((path.as_path(), open(path).ok()?))).collect();
     mount::instance("tmpfs", stage, "mode=700").map_err(at("no tmpfs"))?;
     let root = stage.join("root");
     std::fs::create_dir(&root).map_err(at("no directory on a tmpfs"))?;
@@ -334,17 +459,20 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<P
             };
             attached.map_err(|e| format!("the overlay on {} can't be attached: {e}", mount.at.display()))?;
         }
-        return Ok(root);
+        return Ok((root, stage.to_path_buf()));
     }
     let below = stage.join("below");
     std::fs::create_dir(&below).map_err(at("no directory on a tmpfs"))?;
-    let content = content(&below).ok();
+    let (names, content) = readable(content, &below);
     let (device, fuse) = hurdle_sys::fuse::create("hurdle").map_err(|e| {
         format!("the parent's files can't be shown through FUSE: {e}; is /dev/fuse there, and may you write to it? (as root: chmod 666 /dev/fuse)")
     })?;
     mount::attach(fuse, &below).map_err(at("FUSE can't be attached"))?;
     let mut attachments = vec![("fuse", device)];
-    attachments.extend(content.map(|content| ("content", content)));
+    if !content.is_empty() {
+        let names = memfd::sealed(c"content", &names).map_err(at("no memory file"))?;
+        attachments.push(("content", names));
+    }
     if let Place::Memory { options, label } = &layered.place {
         let tmpfs = memory(options).and_then(|tmpfs| fill(&tmpfs, layered, label).map(|()| tmpfs));
         let tmpfs = tmpfs.map_err(at("no layer in memory"))?;
@@ -366,8 +494,8 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<P
         let _ = std::os::unix::fs::chown(&upper, Some(0), Some(0));
     }
     let below = open(&below).map_err(at("the parent's files, through FUSE"))?;
-    let lower = Lower { below: &below, bases: &bases, content: lent("content") };
+    let lower = Lower { below: &below, bases: &bases, content: &content };
     let made = overlay(lower, &mount.dir, layer, layered).and_then(|overlay| mount::attach(overlay, &root));
     made.map_err(at("no overlay on the parent's files"))?;
-    Ok(root)
+    Ok((root, stage.to_path_buf()))
 }

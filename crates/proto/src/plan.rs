@@ -36,6 +36,14 @@ pub enum MountStep {
         /// Whether it can't be written there: EROFS.
         read_only: bool,
     },
+    /// A file or a directory of the parent's at its own place, which nobody can write or make writable: an overlay without a
+    /// layer. The root is [`Root::Layered`].
+    Frozen {
+        /// Where.
+        target: PathBuf,
+        /// Whether it is a directory.
+        directory: bool,
+    },
     /// An empty directory or file in the place of what is there, which can't be written. Nothing, if nothing is there.
     Hide {
         /// What is covered, seen from the environment's root.
@@ -59,7 +67,7 @@ impl MountStep {
     /// Where a part of the parent's files is shown.
     pub fn shared(&self) -> Option<&std::path::Path> {
         match self {
-            MountStep::Bind { target, .. } => Some(target),
+            MountStep::Bind { target, .. } | MountStep::Frozen { target, .. } => Some(target),
             _ => None,
         }
     }
@@ -95,10 +103,13 @@ pub struct Layered {
     /// Whether the fs server shows the parent's files through FUSE, as a caller without privileges over the host needs:
     /// files of ids that are not his can't be copied up else. Then there is one mount, `/`.
     pub mirrored: bool,
+    /// Directories of the parent's whose large files are read, and copied, past the fs server that shows them, where the kernel can.
+    /// A path that is found in one of them is not looked for in those after it. The server is told of those that can be by
+    /// an attachment, `content`: a memory file of their paths, with a NUL after each.
+    pub content: Vec<PathBuf>,
 }
 
-/// The parent's directory of which the files of a mirrored environment may be read past the fs server, where the kernel can. What
-/// says so there is an attachment of this directory, `content`.
+/// The first of [`Layered::content`]: what programs are made of.
 pub const CONTENT: &str = "/usr";
 
 /// Where a layer lies. In it each mount has a directory with an `upper` and a `work`.

@@ -246,6 +246,15 @@ pub fn whiteout(path: &Path) -> io::Result<()> {
     Ok(mknod(path, SFlag::S_IFCHR, Mode::empty(), 0)?)
 }
 
+/// Makes a directory in a layer of the host's root one that hides what lower layers have there.
+pub fn opaque(path: &Path) -> io::Result<()> {
+    let name = CString::new(path.as_os_str().as_bytes())?;
+    let key = c"trusted.overlay.opaque";
+    // SAFETY: reads two strings and one byte.
+    let done = unsafe { libc::lsetxattr(name.as_ptr(), key.as_ptr(), c"y".as_ptr().cast(), 1, 0) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// As mount_setattr(2) has it.
 #[repr(C)]
 struct MountAttributes {

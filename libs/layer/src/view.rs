@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::at::{self, Stat};
 use crate::change::Attr;
@@ -14,6 +15,7 @@ use crate::layer::Layer;
 use crate::lower::Lower;
 use crate::marks::Prefix;
 use crate::owners::Owners;
+use crate::tree;
 
 /// A layer and what lies below it.
 #[derive(Debug)]
@@ -30,11 +32,13 @@ pub(crate) struct MountView {
     pub(crate) path: PathBuf,
     pub(crate) upper: OwnedFd,
     pub(crate) lower: Lower,
+    /// Its place on the host is not there, and nothing was changed in it: there is nothing to be told of it.
+    pub(crate) gone: bool,
 }
 
 impl<'l> View<'l> {
     /// Opens `layer` above the host's tree at `root` (`/`), seen from where `owners` says. A mount whose place is gone from the
-    /// host is an error.
+    /// host is an error, if something was changed there.
     pub fn open(layer: &'l Layer, root: &Path, owners: Owners) -> Result<View<'l>> {
         // Each level of a tree that is walked takes two fds.
         raise_fd_limit();
@@ -52,9 +56,12 @@ impl<'l> View<'l> {
                 }
             }
             let relative = relative(&mount.path);
-            let below = at::open_below(&host, relative, flags)
-                .at(|| format!("{}, which the layer overlays", crate::text::path(&root.join(&mount.path))))?;
-            mounts.push(MountView { path: mount.path.clone(), upper, lower: Lower::new(between, below) });
+            let what = || format!("{}, which the layer overlays", crate::text::path(&root.join(&mount.path)));
+            let (below, gone) = match at::open_below(&host, relative, flags) {
+                Err(Errno::NOENT) if tree::names(&upper).at(what)?.is_empty() => (upper.try_clone().at(what)?, true),
+                below => (below.at(what)?, false),
+            };
+            mounts.push(MountView { path: mount.path.clone(), upper, lower: Lower::new(between, below), gone });
         }
         if mounts.is_empty() && layer.interrupted() {
             return Err(Error::damaged(layer.path(), "it overlays nothing, and yet a commit of it was interrupted"));

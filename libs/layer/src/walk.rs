@@ -29,7 +29,7 @@ pub struct Options {
 /// entry that can't be read is an error.
 pub fn walk(view: &mut View<'_>, options: Options) -> Result<Vec<Change>> {
     let mut all = Vec::new();
-    for mount in 0..view.mounts.len() {
+    for mount in (0..view.mounts.len()).filter(|mount| !view.mounts[*mount].gone).collect::<Vec<_>>() {
         let mut walk = Walk { view, mount, options, changes: Vec::new(), moved: BTreeSet::new() };
         walk.root()?;
         let Walk { changes, moved, .. } = walk;

@@ -61,8 +61,13 @@ fn main() -> Result<()> {
         serve_and_kill(&wish, &outer, &device, &nodes, &[users, groups])?;
         return end(&init);
     }
-    let options =
-        Options { ids: Ids::new(users, groups)?, hidden: wish.hide, xattrs: wish.xattrs, near: None, content: false };
+    let options = Options {
+        ids: Ids::new(users, groups)?,
+        hidden: wish.hide,
+        xattrs: wish.xattrs,
+        near: None,
+        content: Vec::new(),
+    };
     let start = || -> Result<Mirror> { Ok(Mirror::start(device.try_clone()?, nodes.try_clone()?, options.clone())?) };
     let mut mirror = start()?;
     for _ in 0..wish.swaps {
@@ -101,7 +106,7 @@ fn serve(maps: &[String]) -> Result<()> {
     let _mirror = Mirror::start(
         process::inherited(3)?,
         process::inherited(4)?,
-        Options { ids, hidden: Vec::new(), xattrs: true, near: None, content: false },
+        Options { ids, hidden: Vec::new(), xattrs: true, near: None, content: Vec::new() },
     )?;
     loop {
         std::thread::park();

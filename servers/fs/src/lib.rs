@@ -3,8 +3,10 @@
 pub mod mirror;
 mod mounts;
 mod plan;
+mod points;
 mod serve;
 
-pub use mounts::overlaid;
+pub use mounts::{overlaid, plain_above};
 pub use plan::{KINDS, is_layered, plan, resolve};
+pub use points::MountPoints;
 pub use serve::serve;

@@ -60,6 +60,16 @@ pub fn overlaid() -> io::Result<Vec<PathBuf>> {
     Ok(visible()?.into_iter().filter(|target| target.is_dir() && target.read_dir().is_ok()).collect())
 }
 
+/// The highest directory above `path` that nothing is mounted below: an overlay refuses one with mounts that it may not take
+/// off. Never `/`.
+pub fn plain_above(path: &Path) -> Option<PathBuf> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounts: Vec<PathBuf> = text.lines().filter_map(parse).map(|mount| mount.target.into()).collect();
+    let path = path.canonicalize().ok()?;
+    let plain = |dir: &&Path| *dir != "/" && !mounts.iter().any(|at| at != dir && at.starts_with(dir));
+    path.ancestors().skip(1).take_while(plain).last().map(Path::to_path_buf)
+}
+
 /// Files that something is mounted on: they are shown, and can't be written.
 pub(crate) fn files() -> Vec<MountStep> {
     visible()

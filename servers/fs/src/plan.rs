@@ -91,13 +91,21 @@ pub(crate) fn bind(path: impl Into<PathBuf>, read_only: bool) -> MountStep {
 
 /// What the user wants shown, hidden or protected; what lies deeper comes later, so that it counts.
 fn paths(layer: &Layer, plan: &mut Plan) {
+    let layered = matches!(plan.root, Root::Layered(_));
     let steps = layer.options.iter().filter_map(|(key, value)| match key.as_str() {
         "hide" => Some(MountStep::Hide { target: value.into() }),
+        // What is only mounted read-only, root inside may mount otherwise.
+        "ro" if layered && plan.ids.is_root() => {
+            let target = PathBuf::from(value);
+            Some(MountStep::Frozen { directory: target.is_dir(), target })
+        }
         "share" | "ro" => Some(bind(value, key == "ro")),
         _ => None,
     });
     let depth = |step: &MountStep| match step {
-        MountStep::Hide { target } | MountStep::Bind { target, .. } => target.components().count(),
+        MountStep::Hide { target } | MountStep::Bind { target, .. } | MountStep::Frozen { target, .. } => {
+            target.components().count()
+        }
         _ => 0,
     };
     let mut steps: Vec<MountStep> = steps.collect();

@@ -1,17 +1,21 @@
 //! The fs server's process: it tells what is mounted where, hands out the layer that changes go to, and shows the parent's files
 //! through FUSE where the environment needs that.
 
+use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use hurdle_proto::fs::{Mount, fs};
 use hurdle_server::{Borrowed, Reads, Target, confine_files};
+use hurdle_sys::memfd::Mapping;
 use hurdle_sys::ns::Extent;
 use hurdle_sys::process::numbers::EINVAL;
 use hurdle_wire::{Context, Fd, Refused};
+use rustix::fs::fstat;
 
 use crate::mirror::{self, Ids, Mirror};
 use crate::plan::hidden;
@@ -39,13 +43,21 @@ fn show(borrowed: &mut Borrowed, device: OwnedFd, init: &Target) -> Result<(), R
     let ids = Ids::new(map("uid_map")?, map("gid_map")?)?;
     let hidden = borrowed.spec.single().map(|layer| hidden(layer).collect()).unwrap_or_default();
     let near = Some(Arc::new(init.pidfd().try_clone_to_owned()?));
-    let content = borrowed.attachment("content").is_ok();
+    let content = borrowed.attachment("content").map_or(Ok(Vec::new()), paths)?;
     let options = mirror::Options { ids, hidden, xattrs: true, content, near };
     let mirror = Mirror::start(device, borrowed.attachment("nodes")?, options)?;
     // Any program may need a file at any time.
     borrowed.stay();
     borrowed.on_return(move || mirror.stop());
     Ok(())
+}
+
+/// The paths in the attachment `content`.
+fn paths(file: OwnedFd) -> io::Result<Vec<PathBuf>> {
+    let len = usize::try_from(fstat(&file)?.st_size).unwrap_or_default();
+    let text = Mapping::new(file.as_fd(), len)?;
+    let paths = text.split(|byte| *byte == 0).filter(|path| !path.is_empty());
+    Ok(paths.map(|path| OsStr::from_bytes(path).into()).collect())
 }
 
 struct Files {

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use clap::ValueEnum;
 use hurdle_layer::{Ids, Layer, Lock, Meta, Mount};
-use hurdle_proto::plan::{IdMap, Layered, Overlaid, Place};
+use hurdle_proto::plan::{CONTENT, IdMap, Layered, Overlaid, Place};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::mount;
 
@@ -143,10 +143,11 @@ pub(crate) fn prepare(wanted: &Wanted<'_>, ids: &IdMap) -> Result<(Layered, Opti
     } else {
         hurdle_fs::overlaid().map_err(|e| Failure::new("the mounts can't be listed", e))?
     };
+    let mut content = if mirrored { vec![PathBuf::from(CONTENT)] } else { Vec::new() };
     if spec.kind == "ro" {
         let overlaid = |at| Overlaid { at, dir: String::new(), bases: Vec::new() };
         let mounts = below.into_iter().map(overlaid).collect();
-        return Ok((Layered { place: Place::Nowhere, mounts, hidden: Vec::new(), mirrored }, None));
+        return Ok((Layered { place: Place::Nowhere, mounts, hidden: Vec::new(), mirrored, content }, None));
     }
     let size =
         spec.option("size").map(|text| bytes(text).ok_or_else(|| bad("`size` is a number of bytes, as 64M or 2G")));
@@ -164,12 +165,8 @@ pub(crate) fn prepare(wanted: &Wanted<'_>, ids: &IdMap) -> Result<(Layered, Opti
         meta.mounts =
             below.iter().enumerate().map(|(n, at)| Mount { path: at.clone(), dir: format!("m{n}") }).collect();
         let mounts = below.iter().map(|at| overlaid(&meta, at, &[])).collect();
-        let layered = Layered { place: in_memory(&meta, size), mounts, hidden: Vec::new(), mirrored };
+        let layered = Layered { place: in_memory(&meta, size), mounts, hidden: Vec::new(), mirrored, content };
         return Ok((layered, None));
-    }
-    let no_quota = "a layer on a base has no `size`";
-    if size.is_some() && spec.option("base").is_some() {
-        return Err(bad(no_quota));
     }
     if spec.argument.as_ref().is_some_and(|name| name.contains('/')) {
         return Err(bad("a layer's name has no `/`"));
@@ -199,9 +196,6 @@ pub(crate) fn prepare(wanted: &Wanted<'_>, ids: &IdMap) -> Result<(Layered, Opti
         return Err(bad("a commit of this layer was interrupted: `hurdle commit` finishes it"));
     }
     let chain = layer.bases()?;
-    if size.is_some() && !chain.is_empty() {
-        return Err(bad(no_quota));
-    }
     for at in &below {
         layer.add_mount(at)?;
     }
@@ -214,7 +208,11 @@ pub(crate) fn prepare(wanted: &Wanted<'_>, ids: &IdMap) -> Result<(Layered, Opti
             (in_memory(&meta, size), Some(Arc::new(Memory { path, made: OnceLock::new() })))
         }
     };
-    let layered = Layered { place, mounts, hidden: Vec::new(), mirrored };
+    // Where the layer lies the file system may share blocks between a file and its copy.
+    if let (Place::Directory(path), true, []) = (&place, mirrored, chain.as_slice()) {
+        content.extend(hurdle_fs::plain_above(path).filter(|dir| !dir.starts_with(CONTENT)));
+    }
+    let layered = Layered { place, mounts, hidden: Vec::new(), mirrored, content };
     let named = spec.argument.is_some();
     Ok((layered, Some(Held { layer, lock, bases, memory, on_exit, named })))
 }

@@ -37,6 +37,8 @@ const NEEDED: &[(&str, &str)] = &[
     ("hostname", "hostname"),
     ("useradd", "passwd"),
     ("setsid", "util-linux"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.ext4", "e2fsprogs"),
     ("find", "findutils"),
     ("tar", "tar"),
 ];

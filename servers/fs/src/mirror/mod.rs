@@ -17,7 +17,7 @@
 //! - an empty file, for one that is empty, and for any below /var/log and /var/cache;
 //! - a file that may be removed and replaced, but not read (EACCES), else.
 //!
-//! **What is not read here.** Of large files of /usr the overlay reads the content by itself, where the kernel can (`content`).
+//! **What is not read here.** Of large files of a few directories the overlay reads the content by itself, where the kernel can (`content`).
 //!
 //! **Death.** Node numbers lie in a memory file (`table`) that the core keeps, with the connection. A successor goes on with both, and
 //! asks the kernel to send again what was not answered (Linux
@@ -104,8 +104,8 @@ pub struct Options {
     pub xattrs: bool,
     /// A pidfd of the process that asks first; if it stays on one CPU for the time, it is answered there.
     pub near: Option<Arc<OwnedFd>>,
-    /// Whether the overlay above reads the content of large files below [`CONTENT`] by itself.
-    pub content: bool,
+    /// Directories of whose large files the overlay above reads the content by itself.
+    pub content: Vec<PathBuf>,
 }
 
 /// A mirror that is being served. Dropping it ends that as [`stop`](Mirror::stop) does.
@@ -153,7 +153,7 @@ impl Mirror {
         let table = Table::new(SharedWords::map(&log, words)?, Show::root())?;
         let adopted = table.adopted();
         let show = Show::new(options.ids, &options.hidden)?;
-        let content = if options.content { Content::new().ok() } else { None };
+        let content = Content::new(&options.content);
         let tree = Arc::new(Tree::new(Places::new(table)?, show, options.xattrs, content));
         let shared = Arc::new(Shared {
             device,

@@ -47,13 +47,13 @@ pub(super) struct Tree {
     show: Show,
     ahead: Ahead,
     xattrs: bool,
-    content: Option<Content>,
+    content: Content,
     /// Files that are not what the kernel was told last.
     changed: Mutex<Vec<Id>>,
 }
 
 impl Tree {
-    pub(super) fn new(places: Places, show: Show, xattrs: bool, content: Option<Content>) -> Tree {
+    pub(super) fn new(places: Places, show: Show, xattrs: bool, content: Content) -> Tree {
         Tree { places, show, ahead: Ahead::default(), xattrs, content, changed: Mutex::new(Vec::new()) }
     }
 
@@ -140,12 +140,11 @@ impl Tree {
 
     /// What the overlay asks, to know where a file's content is; `None`: here.
     fn elsewhere(&self, id: Id, node: &Node, name: &[u8]) -> Result<Option<Vec<u8>>, Errno> {
-        let Some(content) = &self.content else { return Ok(None) };
         if !(name == content::METACOPY || name == content::REDIRECT) || node.facts.flags & (HOLLOW | MADE_UP) != 0 {
             return Ok(None);
         }
         let path = self.path(node.parent)?;
-        let found = self.places.at(id, node, |place, name| content.path(place, &path, name, node.facts.file))?;
+        let found = self.places.at(id, node, |place, name| self.content.path(place, &path, name, node.facts.file))?;
         Ok(found.map(|path| if name == content::METACOPY { Vec::new() } else { path }))
     }
 

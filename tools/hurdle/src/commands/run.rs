@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use hurdle_core::{Running, Setup, Start};
+use hurdle_fs::MountPoints;
 use hurdle_proto::plan::{MountStep, Root};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Group, State, Status};
@@ -65,6 +66,7 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
         opened.map_err(|e| Failure::new(format!("--log {}", path.display()), e))
     });
     let log = log.transpose()?;
+    let points = MountPoints::make(&plan).map_err(|e| Failure::new("the tree of --fs root", e))?;
     let setup = Setup {
         name: Some(name),
         plan,
@@ -83,9 +85,9 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
     };
     if options.detach {
         drop(told);
-        return detach(setup, log, held);
+        return detach(setup, log, held, points);
     }
-    end(Running::launch(setup)?.serve()?, held, told)
+    end(Running::launch(setup)?.serve()?, held, told, points)
 }
 
 /// The number of the machine's first pid namespace (PROC_PID_INIT_INO of the kernel).
@@ -157,7 +159,13 @@ fn group() -> Group {
 }
 
 /// What becomes of the changes; then ends as the program did.
-fn end(status: Status, held: Option<Held>, told: Option<File>) -> Result<ExitCode, Failure> {
+fn end(
+    status: Status,
+    held: Option<Held>,
+    told: Option<File>,
+    points: Option<MountPoints>,
+) -> Result<ExitCode, Failure> {
+    drop(points);
     if let Some(held) = held {
         cow::settle(held)?;
     }
@@ -177,9 +185,16 @@ pub(crate) fn end_as(status: Status) -> ExitCode {
 }
 
 /// The core goes on as a child without a terminal; this process waits for its first words.
-fn detach(setup: Setup, log: Option<File>, held: Option<Held>) -> Result<ExitCode, Failure> {
+fn detach(
+    setup: Setup,
+    log: Option<File>,
+    held: Option<Held>,
+    points: Option<MountPoints>,
+) -> Result<ExitCode, Failure> {
     let (read, write) = process::pipe()?;
     if process::detach()?.is_some() {
+        // The child has the same lock: it removes them.
+        std::mem::forget(points);
         drop(write);
         // Two lines: an exit code and, if it is 0, the environment's name, else what went wrong.
         let mut lines = BufReader::new(File::from(read)).lines().map_while(Result::ok);
@@ -193,7 +208,7 @@ fn detach(setup: Setup, log: Option<File>, held: Option<Held>) -> Result<ExitCod
     // What else the caller has open is his: a lock or a pipe must not stay with a core that goes on without him.
     let own = [Some(write.as_raw_fd()), log.as_ref().map(File::as_raw_fd)].into_iter().flatten();
     let mut keep: Vec<i32> = setup.start.fds.iter().copied().chain(own).collect();
-    keep.extend(held.iter().flat_map(Held::fds));
+    keep.extend(held.iter().flat_map(Held::fds).chain(points.as_ref().map(MountPoints::fd)));
     process::close_all_but(&mut keep);
     let null = File::options().read(true).write(true).open("/dev/null")?;
     process::replace(null.as_fd(), 0)?;
@@ -206,7 +221,7 @@ fn detach(setup: Setup, log: Option<File>, held: Option<Held>) -> Result<ExitCod
         Ok(running) => {
             say(&mut write, format!("0\n{}\n", running.name()))?;
             drop(write);
-            end(running.serve()?, held, None)
+            end(running.serve()?, held, None, points)
         }
         Err(e) => {
             let failure = Failure::from(e);
