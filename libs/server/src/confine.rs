@@ -48,7 +48,7 @@ pub fn drop_capabilities() -> io::Result<()> {
 /// # Errors
 /// ENOMEM; EINVAL on a kernel without seccomp filters.
 pub fn confine_calls(sockets: Sockets) -> io::Result<()> {
-    Filter::new(&rules(sockets))?.install_alone()
+    Filter::wall(&rules(sockets))?.install_alone()
 }
 
 fn rules(sockets: Sockets) -> Vec<Rule> {
@@ -74,6 +74,9 @@ fn rules(sockets: Sockets) -> Vec<Rule> {
         rules.push(Rule::new(libc::SYS_clone, [ArgMatch::Masked(0, flag, flag)], deny));
         rules.push(Rule::new(libc::SYS_unshare, [ArgMatch::Masked(0, flag, flag)], deny));
     }
+    // A signal of its choice to whom it likes, once something happens on a file.
+    let owners = vec![libc::F_SETOWN as u32, F_SETSIG, F_SETOWN_EX];
+    rules.push(Rule::new(libc::SYS_fcntl, [ArgMatch::In(1, owners)], deny));
     // Its own threads, and its worker, which is a process beside it.
     let harmless = vec![0, interrupt_number()];
     rules.push(Rule::new(libc::SYS_kill, [ArgMatch::In(1, harmless)], Action::Allow));
@@ -94,6 +97,9 @@ const NAMESPACES: [i32; 7] = [
     libc::CLONE_NEWPID,
     libc::CLONE_NEWNET,
 ];
+/// Of asm-generic/fcntl.h.
+const F_SETSIG: u32 = 10;
+const F_SETOWN_EX: u32 = 15;
 const CREATES: u32 = libc::O_CREAT as u32;
 const EMPTIES: u32 = libc::O_TRUNC as u32;
 
@@ -103,6 +109,10 @@ const OPEN: &[(i64, u8)] = &[
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_open, 1),
 ];
+
+const FCHMODAT2: i64 = 452;
+const SETXATTRAT: i64 = 463;
+const REMOVEXATTRAT: i64 = 466;
 
 const DENIED: &[i64] = &[
     // Other programs, and other processes.
@@ -133,13 +143,23 @@ const DENIED: &[i64] = &[
     libc::SYS_fchmod,
     libc::SYS_fchown,
     libc::SYS_open_by_handle_at,
+    libc::SYS_mount_setattr,
+    // Of Linux 6.6 and 6.13; the same numbers everywhere.
+    FCHMODAT2,
+    SETXATTRAT,
+    REMOVEXATTRAT,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utime,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_utimes,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_futimesat,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_creat,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_unlink,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_rename,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_renameat,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_mkdir,

@@ -95,7 +95,11 @@ fn paths(layer: &Layer, plan: &mut Plan) {
     let steps = layer.options.iter().filter_map(|(key, value)| match key.as_str() {
         "hide" => Some(MountStep::Hide { target: value.into() }),
         // What is only mounted read-only, root inside may mount otherwise.
-        "ro" if layered && plan.ids.is_root() => {
+        // Devices can't be opened through an overlay of a user's, nor is /proc or /sys for one.
+        "ro" if layered
+            && plan.ids.is_root()
+            && !["/dev", "/proc", "/sys"].iter().any(|top| Path::new(value).starts_with(top)) =>
+        {
             let target = PathBuf::from(value);
             Some(MountStep::Frozen { directory: target.is_dir(), target })
         }

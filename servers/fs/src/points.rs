@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use hurdle_proto::plan::{MountStep, Plan, Root};
 use rustix::fs::{FlockOperation, Mode, XattrFlags};
@@ -15,6 +16,9 @@ use rustix::io::Errno;
 
 /// Of a directory that was made (xattr(7)).
 const MARK: &str = "user.hurdle.mount-point";
+
+/// How long another environment may take to remove its own.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The mount points of an environment in a tree; those that nobody needs any more go when this is dropped.
 #[derive(Debug)]
@@ -29,9 +33,19 @@ impl MountPoints {
     /// Makes those that are missing in the tree of `plan`, if it has one. What the user may not make is left to who may, inside.
     pub fn make(plan: &Plan) -> io::Result<Option<MountPoints>> {
         let Root::Directory(root) = &plan.root else { return Ok(None) };
-        let tree = File::open(root)?;
-        // Nobody removes any meanwhile.
-        rustix::fs::flock(&tree, FlockOperation::LockShared)?;
+        // A tree that can't be read, or locked in this moment: what is missing is made inside, and stays.
+        let tree = match File::open(root) {
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+            tree => tree?,
+        };
+        // Nobody removes any meanwhile. Another one does so for a moment only; who holds the lock for longer is somebody else.
+        let end = Instant::now() + PATIENCE;
+        while rustix::fs::flock(&tree, FlockOperation::NonBlockingLockShared).is_err() {
+            if Instant::now() > end {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let mut points = MountPoints { tree, all: Vec::new(), unmarked: Vec::new() };
         for step in &plan.mounts {
             let (MountStep::Instance { target, .. } | MountStep::Bind { target, .. }) = step else { continue };

@@ -166,6 +166,20 @@ impl Filter {
     /// # Errors
     /// `InvalidInput` for an argument index above 5, a number out of range, or a program too long for the kernel.
     pub fn new(rules: &[Rule]) -> io::Result<Filter> {
+        Filter::compile(rules, RET_ALLOW)
+    }
+
+    /// The same, for rules that refuse: what is called as a 32-bit or an x32 program would, under other numbers, fails with ENOSYS. For
+    /// a process that is known to be none.
+    ///
+    /// # Errors
+    /// As [`Filter::new`].
+    pub fn wall(rules: &[Rule]) -> io::Result<Filter> {
+        Filter::compile(rules, RET_ERRNO | libc::ENOSYS as u32)
+    }
+
+    /// `foreign`: what becomes of calls by the numbers of another architecture.
+    fn compile(rules: &[Rule], foreign: u32) -> io::Result<Filter> {
         let invalid = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
         let mut numbers = Vec::new();
         for rule in rules {
@@ -182,21 +196,26 @@ impl Filter {
         numbers.dedup();
 
         let mut asm = Assembler::default();
-        let allow = asm.label();
+        let (allow, other) = (asm.label(), asm.label());
         asm.put(LOAD, ARCH);
-        asm.branch(JEQ, NATIVE, false, allow);
+        asm.branch(JEQ, NATIVE, false, other);
         asm.put(LOAD, NR);
+        if cfg!(target_arch = "x86_64") {
+            asm.branch(JGE, X32, true, other);
+        }
         let blocks: Vec<(u32, Label)> = numbers.iter().map(|number| (*number, asm.label())).collect();
         search(&mut asm, &blocks, allow);
         for (number, block) in &blocks {
             asm.place(*block);
             for rule in rules.iter().filter(|rule| rule.syscall == i64::from(*number)) {
-                compile(&mut asm, rule);
+                compile_rule(&mut asm, rule);
             }
             asm.put(RETURN, RET_ALLOW);
         }
         asm.place(allow);
         asm.put(RETURN, RET_ALLOW);
+        asm.place(other);
+        asm.put(RETURN, foreign);
         let notifies = rules.iter().any(|rule| rule.action == Action::Notify);
         Ok(Filter { program: asm.finish()?, notifies })
     }
@@ -303,7 +322,7 @@ fn search(asm: &mut Assembler, blocks: &[(u32, Label)], allow: Label) {
 }
 
 /// One rule: each condition that fails goes on to the next rule.
-fn compile(asm: &mut Assembler, rule: &Rule) {
+fn compile_rule(asm: &mut Assembler, rule: &Rule) {
     let next = asm.label();
     for condition in &rule.when {
         match condition {

@@ -27,7 +27,7 @@ const SENT: u64 = 3;
 #[derive(Debug)]
 pub struct Alarm {
     watch: Arc<Watch>,
-    watcher: OnceLock<Option<Thread>>,
+    watcher: OnceLock<Thread>,
 }
 
 #[derive(Debug)]
@@ -60,15 +60,28 @@ impl Alarm {
         Ok(Alarm { watch: Arc::new(watch), watcher: OnceLock::new() })
     }
 
-    /// Runs `f`, and interrupts what it waits in after the limit, again and again until it returns. Without a thread for that,
-    /// `f` is run all the same.
-    pub fn during<T>(&self, f: impl FnOnce() -> T) -> T {
+    /// Makes sure that there is who interrupts.
+    ///
+    /// # Errors
+    /// EAGAIN: there can be no thread for that.
+    pub fn ready(&self) -> io::Result<&Thread> {
+        if let Some(watcher) = self.watcher.get() {
+            return Ok(watcher);
+        }
+        let started = self.watch.clone().start()?;
+        Ok(self.watcher.get_or_init(|| started))
+    }
+
+    /// Runs `f`, and interrupts what it waits in after the limit, again and again until it returns.
+    ///
+    /// # Errors
+    /// That of `f`. As [`Alarm::ready`], and `f` was not run.
+    pub fn during<T>(&self, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let watch = &self.watch;
+        let watcher = self.ready()?;
         let number = (watch.call.load(SeqCst) >> 2) + 1;
         watch.call.store(number << 2 | RUNS, SeqCst);
-        if watch.sleeps.swap(false, SeqCst)
-            && let Some(watcher) = self.watcher.get_or_init(|| watch.clone().start())
-        {
+        if watch.sleeps.swap(false, SeqCst) {
             watcher.unpark();
         }
         let result = f();
@@ -76,8 +89,8 @@ impl Alarm {
         while let Err(other) = watch.call.compare_exchange(number << 2 | RUNS, rest, SeqCst, SeqCst) {
             // A signal that was sent has arrived by the end of a system call, and disturbs nothing later.
             std::thread::yield_now();
-            if other & 3 == SENT {
-                watch.call.store(rest, SeqCst);
+            // Unless it is being sent again.
+            if other & 3 == SENT && watch.call.compare_exchange(other, rest, SeqCst, SeqCst).is_ok() {
                 break;
             }
         }
@@ -88,16 +101,16 @@ impl Alarm {
 impl Drop for Alarm {
     fn drop(&mut self) {
         self.watch.over.store(true, SeqCst);
-        if let Some(Some(watcher)) = self.watcher.get() {
+        if let Some(watcher) = self.watcher.get() {
             watcher.unpark();
         }
     }
 }
 
 impl Watch {
-    fn start(self: Arc<Self>) -> Option<Thread> {
+    fn start(self: Arc<Self>) -> io::Result<Thread> {
         let thread = Builder::new().name("hurdle-alarm".into()).stack_size(64 * 1024);
-        thread.spawn(move || self.run()).map(|handle| handle.thread().clone()).ok()
+        Ok(thread.spawn(move || self.run())?.thread().clone())
     }
 
     fn run(&self) {
@@ -111,7 +124,7 @@ impl Watch {
             } else {
                 self.sleeps.store(true, SeqCst);
                 // A call that began before that was said does not wake it.
-                if self.call.load(SeqCst) == before {
+                if before & 3 == RESTS && self.call.load(SeqCst) == before {
                     std::thread::park();
                 }
                 idle = 0;
@@ -145,11 +158,11 @@ mod tests {
     use crate::seccomp::interruptible;
     use std::time::Instant;
 
-    fn wait_on(read: libc::c_int) -> i32 {
+    fn wait_on(read: libc::c_int) -> io::Result<()> {
         let mut byte = 0u8;
         // SAFETY: one live byte.
         let got = unsafe { libc::read(read, (&raw mut byte).cast(), 1) };
-        if got < 0 { io::Error::last_os_error().raw_os_error().unwrap_or(0) } else { 0 }
+        if got < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     #[test]
@@ -162,13 +175,14 @@ mod tests {
         let alarm = Alarm::new(limit).unwrap();
         for round in 0..20 {
             let begin = Instant::now();
-            assert_eq!(alarm.during(|| wait_on(ends[0])), libc::EINTR, "round {round}");
+            let ended = alarm.during(|| wait_on(ends[0])).unwrap_err().raw_os_error();
+            assert_eq!(ended, Some(libc::EINTR), "round {round}");
             assert!(begin.elapsed() >= limit, "round {round}: too early");
             // Calls that are short, also while the signal of the one before may still be on its way.
             for _ in 0..1000 {
                 // SAFETY: one live byte; the pipe has room.
                 assert_eq!(unsafe { libc::write(ends[1], [0u8].as_ptr().cast(), 1) }, 1);
-                assert_eq!(alarm.during(|| wait_on(ends[0])), 0);
+                alarm.during(|| wait_on(ends[0])).unwrap();
             }
             if round == 10 {
                 // Until the other thread sleeps.

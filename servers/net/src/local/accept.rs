@@ -65,6 +65,7 @@ impl State {
             return Ok(None);
         } else {
             // Another process may take it natively between the look and the call, which would wait then.
+            trap.alarm.ready().map_err(|_| Errno(libc::ENOBUFS))?;
             trap.alarm.during(accept)
         };
         match taken {

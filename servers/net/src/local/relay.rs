@@ -31,8 +31,10 @@ const OFTEN: Duration = Duration::from_millis(10);
 const FRESH: Duration = Duration::from_millis(100);
 /// When to try again to reach a listener whose queue is full.
 const AGAIN: Duration = Duration::from_millis(5);
-/// So many clients may wait for that.
+/// So many clients of a listener may wait for that.
 const CROWD: usize = 256;
+/// So many are carried at a time; those beyond wait outside.
+const CARRIED: usize = 1024;
 /// How long an address may be taken before this is said. That of a server that has died is free in a moment.
 const SAID: Duration = Duration::from_secs(1);
 /// Bytes of the stack of a thread that carries.
@@ -55,6 +57,8 @@ pub(super) struct Relay {
     bell: Event,
     clients: Inputs,
     doors: Mutex<Doors>,
+    /// Held once more by each connection that is carried.
+    carried: Arc<()>,
 }
 
 #[derive(Debug, Default)]
@@ -68,7 +72,7 @@ struct Doors {
 
 impl Relay {
     pub(super) fn new() -> io::Result<Relay> {
-        Ok(Relay { bell: Event::new()?, clients: Inputs::new()?, doors: Mutex::default() })
+        Ok(Relay { bell: Event::new()?, clients: Inputs::new()?, doors: Mutex::default(), carried: Arc::default() })
     }
 
     /// Has it look.
@@ -107,18 +111,30 @@ impl Relay {
         }
     }
 
-    /// Takes clients in.
-    fn welcome(&self, waiting: &mut Vec<(TcpStream, Door)>) {
+    /// Takes clients in, as many of each listener as may wait. Whether some are left outside.
+    fn welcome(&self, waiting: &mut Vec<(TcpStream, Door)>) -> bool {
+        let mut left = false;
         for (door, listener) in &self.doors().open {
-            while waiting.len() < CROWD
-                && let Ok((client, _)) = listener.accept()
-            {
+            let own = waiting.iter().filter(|(_, of)| of == door).count();
+            left |= own >= CROWD;
+            for _ in own..CROWD {
+                if Arc::strong_count(&self.carried) + waiting.len() > CARRIED {
+                    return true;
+                }
+                let client = match listener.accept() {
+                    Ok((client, _)) => client,
+                    Err(error) => {
+                        left |= error.kind() != io::ErrorKind::WouldBlock;
+                        break;
+                    }
+                };
                 // Until all has been carried its end is a reset, whatever happens to this process.
                 let _ = client.set_nodelay(true);
                 let _ = linger(&client, true);
                 waiting.push((client, *door));
             }
         }
+        left
     }
 }
 
@@ -152,6 +168,10 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
     let shared = Arc::clone(shared);
     Builder::new().name("hurdle-relay".into()).stack_size(128 << 10).spawn(move || {
         let (Some(relay), Ok(alarm)) = (&shared.relay, Alarm::new(PATIENCE)) else { return };
+        // It binds for programs, which may be anybody's: no port that only root may have outside.
+        if process::drop_capabilities().is_err() {
+            return;
+        }
         run(&shared, relay, &alarm);
         relay.doors().open.clear();
     })
@@ -168,11 +188,11 @@ fn run(shared: &Arc<Shared>, relay: &Relay, alarm: &Alarm) {
             let any = relay.look(shared);
             look = (now < fresh).then_some(OFTEN).or(any.then_some(LOOK)).map(|pause| now + pause);
         }
-        relay.welcome(&mut waiting);
-        introduce(&mut waiting, shared, alarm);
-        let retry = (!waiting.is_empty()).then(|| Instant::now() + AGAIN);
+        let left = relay.welcome(&mut waiting);
+        introduce(&mut waiting, shared, relay, alarm);
+        let retry = (left || !waiting.is_empty()).then(|| Instant::now() + AGAIN);
         let fds = [(relay.bell.as_fd(), Until::Readable), (relay.clients.as_fd(), Until::Readable)];
-        let fds = if waiting.len() < CROWD { &fds[..] } else { &fds[..1] };
+        let fds = if left { &fds[..1] } else { &fds[..] };
         let happened = process::poll(fds, look.into_iter().chain(retry).min());
         if happened.is_ok_and(|happened| happened[0]) {
             relay.bell.clear();
@@ -183,7 +203,7 @@ fn run(shared: &Arc<Shared>, relay: &Relay, alarm: &Alarm) {
 }
 
 /// Brings clients to the listeners that they have come for.
-fn introduce(waiting: &mut Vec<(TcpStream, Door)>, shared: &Arc<Shared>, alarm: &Alarm) {
+fn introduce(waiting: &mut Vec<(TcpStream, Door)>, shared: &Arc<Shared>, relay: &Relay, alarm: &Alarm) {
     let mut full = HashSet::new();
     waiting.retain(|(client, door)| {
         if full.contains(door) {
@@ -195,7 +215,11 @@ fn introduce(waiting: &mut Vec<(TcpStream, Door)>, shared: &Arc<Shared>, alarm: 
             Ok(inner) => {
                 if let Ok(client) = client.try_clone() {
                     // Without a thread it is closed.
-                    let carry = move || inner.carry(client);
+                    let carried = relay.carried.clone();
+                    let carry = move || {
+                        inner.carry(client);
+                        drop(carried);
+                    };
                     let _ = Builder::new().name("hurdle-relay".into()).stack_size(STACK).spawn(carry);
                 }
                 false
@@ -386,9 +410,10 @@ impl Carried {
         }
     }
 
-    /// Has the other direction end. The client is told nothing: that would be an end of file.
+    /// Ends the other direction too, also in the midst of a write. The client hears of a reset.
     fn give_up(&self) {
         self.broken.store(true, Ordering::SeqCst);
-        let _ = (self.inner.shutdown(Shutdown::Both), self.outer.shutdown(Shutdown::Read));
+        // AF_UNSPEC: tcp(7) forgets the connection, and tells the other end.
+        let _ = (self.inner.shutdown(Shutdown::Both), socket::connect_address(self.outer.as_fd(), &[0; 16]));
     }
 }
