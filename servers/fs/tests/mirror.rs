@@ -57,7 +57,15 @@ impl Place {
 
     /// What `script` says inside; `$D` is the directory of the files.
     fn run(&self, options: &[&str], script: &str) -> String {
-        said(&self.start(options, script).output().unwrap())
+        let mut command = self.start(options, script);
+        // A child of another test may still hold the program as it was being written.
+        let output = loop {
+            match command.output() {
+                Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+                output => break output.unwrap(),
+            }
+        };
+        said(&output)
     }
 }
 

@@ -1,5 +1,5 @@
-//! Runs a command under `--net local` without the rest of hurdle: a network namespace (for others than root in a user
-//! namespace), the filter, and a [`Server`] in this process. For the server's own tests and measurements:
+//! Runs a command under `--net local` without the rest of hurdle: a network namespace in a user namespace, the filter, and a
+//! [`Server`] in this process. For the server's own tests and measurements:
 //!
 //!     local_run CMD…
 //!
@@ -38,6 +38,8 @@ fn outside(arguments: &[std::ffi::OsString]) -> io::Result<ExitCode> {
     let (mut ours, theirs) = UnixStream::pair()?;
     let mut child =
         Command::new(std::env::current_exe()?).args(arguments).env(STAGE, "1").stdin(OwnedFd::from(theirs)).spawn()?;
+    // As a core starts a server.
+    ns::no_new_privileges()?;
     let mut number = [0; 4];
     if ours.read_exact(&mut number).is_err() {
         return Ok(ExitCode::from(child.wait()?.code().unwrap_or(125) as u8));
@@ -121,15 +123,12 @@ fn crash(mut child: std::process::Child, trap: OwnedFd) -> io::Result<ExitCode> 
 fn inside(arguments: &[std::ffi::OsString]) -> io::Result<()> {
     ns::die_with_parent()?;
     let mut outside = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    // Also for root: the server gives its capabilities up, and traces who is in a user namespace of its user's.
     let (uid, gid) = hurdle_sys::process::effective_ids();
-    if uid == 0 {
-        ns::unshare(Namespaces::NET)?;
-    } else {
-        ns::unshare(Namespaces::NET.with(Namespaces::USER))?;
-        ns::deny_setgroups(None)?;
-        ns::write_map(None, Ids::Users, &[Extent { inside: uid, outside: uid, count: 1 }])?;
-        ns::write_map(None, Ids::Groups, &[Extent { inside: gid, outside: gid, count: 1 }])?;
-    }
+    ns::unshare(Namespaces::NET.with(Namespaces::USER))?;
+    ns::deny_setgroups(None)?;
+    ns::write_map(None, Ids::Users, &[Extent { inside: uid, outside: uid, count: 1 }])?;
+    ns::write_map(None, Ids::Groups, &[Extent { inside: gid, outside: gid, count: 1 }])?;
     ns::loopback_up()?;
     if std::env::var_os("LOCAL_RUN").is_some_and(|mode| mode == "native") {
         return become_command(arguments);
