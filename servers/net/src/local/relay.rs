@@ -29,6 +29,8 @@ const LOOK: Duration = Duration::from_millis(200);
 /// How often after a listen(2), and for how long: one that goes on natively is done a moment after it was seen.
 const OFTEN: Duration = Duration::from_millis(10);
 const FRESH: Duration = Duration::from_millis(100);
+/// How long it may take on a busy machine until that is done: it is looked for, less often.
+const LATE: Duration = Duration::from_secs(30);
 /// When to try again to reach a listener whose queue is full.
 const AGAIN: Duration = Duration::from_millis(5);
 /// So many clients of a listener may wait for that.
@@ -186,7 +188,8 @@ fn run(shared: &Arc<Shared>, relay: &Relay, alarm: &Alarm) {
         let now = Instant::now();
         if look.is_some_and(|at| at <= now) {
             let any = relay.look(shared);
-            look = (now < fresh).then_some(OFTEN).or(any.then_some(LOOK)).map(|pause| now + pause);
+            let later = any || now < fresh + LATE;
+            look = (now < fresh).then_some(OFTEN).or(later.then_some(LOOK)).map(|pause| now + pause);
         }
         let left = relay.welcome(&mut waiting);
         introduce(&mut waiting, shared, relay, alarm);
