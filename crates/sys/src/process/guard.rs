@@ -10,10 +10,6 @@ use std::os::fd::RawFd;
 /// The signal that tells a guard to end all that it has.
 pub const END: i32 = libc::SIGTERM;
 
-/// How many milliseconds what is below has to end by itself, while the starter lives: the worker of a net server finishes the answer that it
-/// is giving.
-const GRACE: usize = 300;
-
 /// Of /proc/thread-self/children, what is read at a time; what does not fit comes at the next look.
 const LOOK: usize = 4096;
 
@@ -46,7 +42,7 @@ pub(super) fn stand(starter: libc::pid_t, report: RawFd) -> Result<libc::pid_t, 
         libc::setsid();
         libc::prctl(libc::PR_SET_NAME, c"hurdle-guard".as_ptr(), 0, 0, 0);
         libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
-        watch(starter, child)
+        watch(child)
     }
 }
 
@@ -54,7 +50,7 @@ pub(super) fn stand(starter: libc::pid_t, report: RawFd) -> Result<libc::pid_t, 
 ///
 /// # Safety
 /// All signals are blocked, and this process has nothing to clean up.
-unsafe fn watch(starter: libc::pid_t, child: libc::pid_t) -> ! {
+unsafe fn watch(child: libc::pid_t) -> ! {
     // SAFETY: as above.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
@@ -64,17 +60,9 @@ unsafe fn watch(starter: libc::pid_t, child: libc::pid_t) -> ! {
         loop {
             let mut status = 0;
             match libc::waitpid(-1, &raw mut status, libc::WNOHANG) {
-                0 if libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) == END => {
-                    libc::kill(child, libc::SIGKILL);
-                    end_all(starter);
-                    libc::_exit(0)
-                }
+                0 if libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) == END => end_all(child),
                 0 => {}
-                ended if ended == child => {
-                    // Whoever started it may be gone by now, and not have been heard of.
-                    end_all(starter);
-                    end_as(status)
-                }
+                ended if ended == child => end_as(status),
                 -1 => libc::_exit(127),
                 _ => {}
             }
@@ -82,34 +70,21 @@ unsafe fn watch(starter: libc::pid_t, child: libc::pid_t) -> ! {
     }
 }
 
-/// Waits for the end of all children, kills those that take too long, and what they leave in turn, until there are none.
+/// Kills all children, and those that they leave in turn, until there are none.
 ///
 /// # Safety
 /// As [`watch`].
-unsafe fn end_all(starter: libc::pid_t) {
+unsafe fn end_all(child: libc::pid_t) -> ! {
     // SAFETY: numbers, and a live buffer. Children that were not reaped keep their numbers.
     unsafe {
-        for _ in 0..GRACE {
-            match libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) {
-                -1 => return,
-                0 if libc::getppid() != starter => break,
-                0 => {}
-                _ => continue,
-            }
-            let step = libc::timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-            libc::nanosleep(&raw const step, std::ptr::null_mut());
-        }
+        libc::kill(child, libc::SIGKILL);
         loop {
             let mut text = [0u8; LOOK];
             let list = libc::open(c"/proc/thread-self/children".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
             let got = libc::read(list, text.as_mut_ptr().cast(), LOOK);
             libc::close(list);
-            if got < 0 {
-                // They can't be told: then they are the starter's.
-                return;
-            }
             let mut pid = 0;
-            for byte in text.iter().take(got.unsigned_abs()) {
+            for byte in text.iter().take(usize::try_from(got).unwrap_or(0)) {
                 match byte {
                     b'0'..=b'9' => pid = pid * 10 + libc::pid_t::from(byte - b'0'),
                     // Each number ends in a space. One that the buffer has cut is none.
@@ -120,7 +95,7 @@ unsafe fn end_all(starter: libc::pid_t) {
                 }
             }
             if libc::waitpid(-1, std::ptr::null_mut(), 0) < 0 {
-                return;
+                libc::_exit(0)
             }
         }
     }
