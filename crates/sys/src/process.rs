@@ -223,28 +223,6 @@ fn policy(policy: libc::c_int) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// While it lives, the calling thread hears no signal but SIGKILL (pthread_sigmask(3)).
-pub(crate) struct Deaf(libc::sigset_t);
-
-impl Deaf {
-    pub(crate) fn new() -> Deaf {
-        // SAFETY: the sets are live; an all-zero one is valid.
-        unsafe {
-            let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (std::mem::zeroed(), std::mem::zeroed());
-            libc::sigfillset(&raw mut all);
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-            Deaf(before)
-        }
-    }
-}
-
-impl Drop for Deaf {
-    fn drop(&mut self) {
-        // SAFETY: a set that the kernel gave.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
-    }
-}
-
 /// InvalidInput if the caller has more than one thread: a copy of it could hang on a lock that another one held (fork(2)).
 pub(crate) fn one_thread() -> io::Result<()> {
     match std::fs::read_dir("/proc/self/task")?.count() {

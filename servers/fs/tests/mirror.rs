@@ -24,7 +24,9 @@ impl Place {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let built = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().join("examples/mirror_run");
         let program = dir.path().join("mirror_run");
-        fs::copy(&built, &program).unwrap_or_else(|e| panic!("{}: {e}", built.display()));
+        // Not by this process: a child that another test forks meanwhile would hold it open for writing (ETXTBSY).
+        let copied = Command::new("cp").args([&built, &program]).status().unwrap();
+        assert!(copied.success(), "{}", built.display());
         let place = Place { dir, program };
         fs::create_dir(place.files()).unwrap();
         own(&place.files());
@@ -57,15 +59,7 @@ impl Place {
 
     /// What `script` says inside; `$D` is the directory of the files.
     fn run(&self, options: &[&str], script: &str) -> String {
-        let mut command = self.start(options, script);
-        // A child of another test may still hold the program as it was being written.
-        let output = loop {
-            match command.output() {
-                Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
-                output => break output.unwrap(),
-            }
-        };
-        said(&output)
+        said(&self.start(options, script).output().unwrap())
     }
 }
 

@@ -37,16 +37,12 @@ extern "C" fn leave(_: libc::c_int) {
 
 /// Keeps the calling thread from hearing what is meant for the worker in whose process it is.
 pub fn not_the_worker() {
-    mask(libc::SIG_BLOCK, leave_signal());
-}
-
-fn mask(how: libc::c_int, signal: libc::c_int) {
     // SAFETY: an all-zero set is valid; the calls read and write a local.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, signal);
-        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
+        libc::sigaddset(&raw mut set, leave_signal());
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
     }
 }
 

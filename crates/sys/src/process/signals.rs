@@ -21,6 +21,15 @@ impl SignalMask {
         SignalMask(nix::sys::signal::SigSet::empty())
     }
 
+    /// Runs `f` while the calling thread hears no signal but SIGKILL (pthread_sigmask(3)).
+    pub(crate) fn all_during<T>(f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let before = nix::sys::signal::SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
+        let result = f();
+        // What has been done stays done; a mask that the kernel gave is one that it takes.
+        let _ = before.thread_set_mask();
+        result
+    }
+
     pub(crate) fn as_ptr(&self) -> *const libc::sigset_t {
         self.0.as_ref()
     }

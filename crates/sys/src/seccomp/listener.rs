@@ -133,8 +133,9 @@ impl Listener {
         let target_flags = if close_on_exec { libc::O_CLOEXEC as u32 } else { 0 };
         let source = fd.as_raw_fd() as u32;
         // A signal in the midst of it would leave the caller with 0 for an answer, and no fd.
-        let _deaf = crate::process::Deaf::new();
-        self.ioctl(ADDFD, &mut AddFd { id, flags: ADDFD_SEND, source, target: 0, target_flags })
+        crate::process::SignalMask::all_during(|| {
+            self.ioctl(ADDFD, &mut AddFd { id, flags: ADDFD_SEND, source, target: 0, target_flags })
+        })
     }
 
     /// Puts a copy of `fd` over the caller's fd number `over` (as dup3(2)); the call still waits for its answer.

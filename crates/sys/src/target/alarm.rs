@@ -43,10 +43,7 @@ struct Watch {
 
 impl Alarm {
     /// For calls of the calling thread, each of which may take as long as `limit`, and at most twice that.
-    ///
-    /// # Errors
-    /// None are known.
-    pub fn new(limit: Duration) -> io::Result<Alarm> {
+    pub fn new(limit: Duration) -> Alarm {
         // SAFETY: no arguments.
         let (process, thread) = unsafe { (libc::getpid(), libc::gettid()) };
         let watch = Watch {
@@ -57,7 +54,7 @@ impl Alarm {
             sleeps: AtomicBool::new(true),
             over: AtomicBool::new(false),
         };
-        Ok(Alarm { watch: Arc::new(watch), watcher: OnceLock::new() })
+        Alarm { watch: Arc::new(watch), watcher: OnceLock::new() }
     }
 
     /// Makes sure that there is who interrupts.
@@ -118,18 +115,17 @@ impl Watch {
         let mut idle = 0;
         while !self.over.load(SeqCst) {
             let before = self.call.load(SeqCst);
-            if idle < IDLE {
-                // Not `park_timeout`: an `unpark` from before would end it at once.
-                std::thread::sleep(self.limit);
-            } else {
+            if idle == IDLE {
+                idle = 0;
                 self.sleeps.store(true, SeqCst);
                 // A call that began before that was said does not wake it.
                 if before & 3 == RESTS && self.call.load(SeqCst) == before {
                     std::thread::park();
                 }
-                idle = 0;
                 continue;
             }
+            // Not `park_timeout`: an `unpark` from before would end it at once.
+            std::thread::sleep(self.limit);
             if before & 3 == RESTS {
                 idle = if self.call.load(SeqCst) == before { idle + 1 } else { 0 };
             } else if self.call.compare_exchange(before, before & !3 | SENDING, SeqCst, SeqCst).is_ok() {
@@ -172,7 +168,7 @@ mod tests {
         // SAFETY: room for two fds, which this test alone uses.
         assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
         let limit = Duration::from_millis(5);
-        let alarm = Alarm::new(limit).unwrap();
+        let alarm = Alarm::new(limit);
         for round in 0..20 {
             let begin = Instant::now();
             let ended = alarm.during(|| wait_on(ends[0])).unwrap_err().raw_os_error();

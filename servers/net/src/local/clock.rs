@@ -62,7 +62,7 @@ impl Clock {
 
 fn run(shared: &Arc<Shared>) {
     hurdle_sys::process::not_the_worker();
-    let Ok(alarm) = Alarm::new(PATIENCE) else { return };
+    let alarm = Alarm::new(PATIENCE);
     let mut state = shared.lock();
     while !shared.stop.load(std::sync::atomic::Ordering::SeqCst) {
         let now = Instant::now();

@@ -169,12 +169,12 @@ impl Doors {
 pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
     let shared = Arc::clone(shared);
     Builder::new().name("hurdle-relay".into()).stack_size(128 << 10).spawn(move || {
-        let (Some(relay), Ok(alarm)) = (&shared.relay, Alarm::new(PATIENCE)) else { return };
+        let Some(relay) = &shared.relay else { return };
         // It binds for programs, which may be anybody's: no port that only root may have outside.
         if process::drop_capabilities().is_err() {
             return;
         }
-        run(&shared, relay, &alarm);
+        run(&shared, relay, &Alarm::new(PATIENCE));
         relay.doors().open.clear();
     })
 }

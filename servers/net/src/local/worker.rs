@@ -106,7 +106,7 @@ struct Worker<'a> {
 impl Worker<'_> {
     /// Serves until it is stopped (false), or has served so `many` calls. `first`: there may be calls that another one left.
     fn run(&self, source: &Mutex<Source>, first: bool, many: Option<u32>) -> bool {
-        let Ok(alarm) = Alarm::new(PATIENCE) else { return false };
+        let alarm = Alarm::new(PATIENCE);
         // What it hands out wakes it once more (SECCOMP_ADDFD_FLAG_SEND). The program, which has its answer by then, goes first.
         let _ = wake_politely();
         if first {

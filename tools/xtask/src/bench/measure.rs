@@ -88,10 +88,6 @@ fn result(row: &Row, figures: &[(String, Vec<f64>)]) -> Measured {
             (format!("{limit} × {against} or more"), ratio, ratio.map(|ratio| ratio >= limit))
         }
         Bound::Below(limit) => (format!("{limit} {} or less", row.unit), None, hurdle.map(|hurdle| hurdle <= limit)),
-        Bound::Adds(limit) => {
-            let added = median("native").and_then(|native| Some(hurdle? - native));
-            (format!("{limit} {} more than native or less", row.unit), None, added.map(|added| added <= limit))
-        }
         Bound::Above(limit) => (format!("{limit} {} or more", row.unit), None, hurdle.map(|hurdle| hurdle >= limit)),
     };
     let runs = figures.iter().map(|(_, found)| found.len()).max().unwrap_or(0);

@@ -85,10 +85,11 @@ pub(crate) fn run(options: &Options) -> Result {
     let mut results = Vec::new();
     for row in chosen {
         eprintln!("{}: {}", row.name, row.what);
-        let _uncharged = match row.place {
-            Place::OneCpuUncharged => Some(Uncharged::begin()?),
-            _ => None,
-        };
+        let uncharged = (row.place == Place::OneCpuUncharged).then(Uncharged::begin).transpose();
+        if let Err(error) = &uncharged {
+            eprintln!("{}: not measured: {error}", row.name);
+            continue;
+        }
         let mut command = if row.place != Place::Anywhere {
             let mut taskset = user.command(Path::new("/usr/bin/taskset"));
             taskset.args(["-c", "0"]).arg(&this);
