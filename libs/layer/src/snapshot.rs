@@ -129,6 +129,11 @@ fn mark(stat: &Stat) -> Mark {
     (stat.ino, stat.ctime, stat.size, stat.kind)
 }
 
+/// Whether `name` in `from` is the file that `stat` is of.
+fn is_still(from: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> Result<bool, Errno> {
+    Ok(at::stat(from, name)?.is_some_and(|now| (now.ino, now.kind) == (stat.ino, stat.kind)))
+}
+
 struct Walk {
     known: HashMap<Vec<u8>, Mark>,
     /// The first name of each file that has several, in this walk.
@@ -161,6 +166,8 @@ impl Walk {
             match self.entry(from, &name, &path, &stat) {
                 Ok(()) => drop(seen.insert(name)),
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::STALE | Errno::LOOP) => {}
+                // What these mean of another kind of file: readlink(2), read(2), open(2), setxattr(2).
+                Err(Errno::INVAL | Errno::ISDIR | Errno::NXIO | Errno::PERM) if !is_still(from, &name, &stat)? => {}
                 Err(e) => return Err(e),
             }
         }
