@@ -386,6 +386,13 @@ pub const SETTLED: Duration = Duration::from_millis(300);
 /// How far below the caller the stack stays as it is.
 const DEPTH: usize = 16 << 10;
 
+/// All threads of the caller share one heap (mallopt(3), M_ARENA_MAX). For a process whose threads come and go, and allocate little:
+/// each heap keeps what its threads needed at most, and never gives it back.
+pub fn one_heap() {
+    // SAFETY: takes two integers.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Lets go of what start-up alone needed (madvise(2), MADV_DONTNEED): the pages of the caller's own machine code and constants, of
 /// which those needed again come back from the page cache by themselves; the main thread's stack below the caller; what malloc(3)
 /// has free. For a process that begins to wait, called by its main thread.

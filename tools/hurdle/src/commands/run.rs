@@ -66,6 +66,8 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
         opened.map_err(|e| Failure::new(format!("--log {}", path.display()), e))
     });
     let log = log.transpose()?;
+    // From here on this is a core, whose threads come and go with what it is asked.
+    process::one_heap();
     let points = MountPoints::make(&plan).map_err(|e| Failure::new("the tree of --fs root", e))?;
     let setup = Setup {
         name: Some(name),
