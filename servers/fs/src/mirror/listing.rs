@@ -32,6 +32,13 @@ pub(super) struct Item {
     shown: Option<Shown>,
 }
 
+impl Item {
+    /// Whether it is certainly no directory.
+    fn is_file(&self) -> bool {
+        !matches!(self.kind, FileType::Directory | FileType::Unknown)
+    }
+}
+
 /// A directory that was listed ahead of its asking, whole.
 pub(super) struct Prepared {
     pub(super) generation: u32,
@@ -127,7 +134,9 @@ impl Tree {
         if node.facts.flags & NO_CHILDREN == 0 {
             let place = self.places().directory(id)?;
             let parent = self.parent(id, node)?;
-            for item in items.iter_mut().filter(|item| item.name != b"." && item.name != b"..") {
+            let files = self.looks().wanted();
+            let shows = |item: &&mut Item| item.name != b"." && item.name != b".." && (files || !item.is_file());
+            for item in items.iter_mut().filter(shows) {
                 // What can't be looked at is listed all the same: without a number, so that it is looked up by itself.
                 item.shown = self.show().child(place.as_fd(), &parent, &item.name).ok();
             }
@@ -165,6 +174,9 @@ impl Tree {
                 gathered.as_mut_slice()
             }
         };
+        if items.iter().any(|item| item.shown.is_none() && item.is_file()) {
+            self.looks().left_out(id);
+        }
         let (mut left, mut directories) = (size as usize, Vec::new());
         for item in items.iter().take_while(|item| {
             let fits = length(&item.name) <= left;

@@ -30,6 +30,7 @@ mod ahead;
 mod content;
 mod ids;
 mod listing;
+mod looks;
 mod made_up;
 mod places;
 mod show;

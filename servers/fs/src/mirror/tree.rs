@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::ahead::Ahead;
 use super::content::{self, Content};
+use super::looks::Looks;
 use super::made_up::{self, Sham};
 use super::places::{Open, Places, gone, lock};
 use super::show::{self, HOLLOW, MADE_UP, NO_CHILDREN, ON_THE_WAY, Parent, Show};
@@ -46,6 +47,7 @@ pub(super) struct Tree {
     places: Places,
     show: Show,
     ahead: Ahead,
+    looks: Looks,
     xattrs: bool,
     content: Content,
     /// Files that are not what the kernel was told last.
@@ -54,7 +56,15 @@ pub(super) struct Tree {
 
 impl Tree {
     pub(super) fn new(places: Places, show: Show, xattrs: bool, content: Content) -> Tree {
-        Tree { places, show, ahead: Ahead::default(), xattrs, content, changed: Mutex::new(Vec::new()) }
+        Tree {
+            places,
+            show,
+            ahead: Ahead::default(),
+            looks: Looks::default(),
+            xattrs,
+            content,
+            changed: Mutex::new(Vec::new()),
+        }
     }
 
     pub(super) fn places(&self) -> &Places {
@@ -67,6 +77,10 @@ impl Tree {
 
     pub(super) fn ahead(&self) -> &Ahead {
         &self.ahead
+    }
+
+    pub(super) fn looks(&self) -> &Looks {
+        &self.looks
     }
 
     /// Files that were found changed since the last call: the kernel is to ask for their attributes anew.
@@ -100,6 +114,9 @@ impl Tree {
         let place = self.places.directory(id)?;
         match self.show.child(place.as_fd(), &self.parent(id, &node)?, name) {
             Ok(shown) => {
+                if shown.facts.kind != dtype(FileType::Directory) {
+                    self.looks.looked_up(id);
+                }
                 let number = self.places.table().refer(id, name, shown.facts);
                 let (inode, generation) = number.ok_or(Errno::NOMEM)?;
                 Ok(entry(inode, generation, shown.attributes))
