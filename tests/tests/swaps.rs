@@ -10,7 +10,7 @@ use std::time::Duration;
 use hurdle_tests::chance;
 use hurdle_tests::command::example;
 use hurdle_tests::load::Load;
-use hurdle_tests::{Finished, Hurdle, Running, finish, skip, until};
+use hurdle_tests::{Finished, Hurdle, Running, finish, leaks, skip, until};
 
 const PYTHON: &str = "/usr/bin/python3";
 const LISTENERS: &str = include_str!("swaps/listeners.py");
@@ -370,13 +370,14 @@ fn clients_from_the_host_are_introduced_by_a_process_that_finishes_its_answer() 
     let mut program = hurdle.start(run.args(["-c", text]).arg(&file), "introduced.log");
     let port: u16 = until("it listens", || std::fs::read_to_string(&file).ok()?.parse().ok());
     swap(&hurdle, &name, "share");
-    for round in 0..20 {
+    let comm = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    for _ in 0..20 {
         until("it is reached", || connect("127.0.0.1", port));
-        let server = || hurdle.right(&name, "net")["state"]["Running"]["pid"].as_u64();
-        let server = u32::try_from(until("it runs", server)).expect("a pid");
-        let comm = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let apart = hurdle_tests::leaks::descendants(server);
-        assert!(apart.iter().any(|pid| comm(pid).trim() == "hurdle-relay"), "{round}: {apart:?}");
+        let server = until("its relay runs apart", || {
+            let pid = hurdle.right(&name, "net")["state"]["Running"]["pid"].as_u64()?;
+            let pid = u32::try_from(pid).ok()?;
+            leaks::descendants(pid).iter().any(|pid| comm(pid).trim() == "hurdle-relay").then_some(pid)
+        });
         let clients: Vec<_> = (0..4).map(|_| std::thread::spawn(move || connect("127.0.0.1", port))).collect();
         let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.cast_signed()), nix::sys::signal::SIGKILL);
         clients.into_iter().for_each(|client| drop(client.join().expect("no panic")));
