@@ -49,7 +49,7 @@ fn refused(all: &[(String, i64)], allowed: &[&str], refused: &[i64]) {
         let as_meant = if allowed.contains(&what.as_str()) { without_walls } else { refused.contains(errno) };
         assert!(as_meant, "{what} met with {errno}: {all:?}");
     }
-    assert_eq!(all.len(), 12);
+    assert_eq!(all.len(), 14);
 }
 
 #[test]
@@ -170,10 +170,8 @@ fn net_servers_stand_behind_their_filter() {
                     continue;
                 }
                 assert!(filters > before, "{net}: {} {}", leaks::describe(pid), task.path().display());
-                // Who has shared hands out the parent's sockets, with what its user may do with them.
-                if ["local", "none"].contains(&net) && hurdle.right(&name, "net")["swaps"].as_u64() < Some(3) {
-                    assert_eq!(capabilities, "0".repeat(16), "{net}: {}", leaks::describe(pid));
-                }
+                // Not even under `share`: what it makes and binds is for programs, which have none outside.
+                assert_eq!(capabilities, "0".repeat(16), "{net}: {}", leaks::describe(pid));
                 looked_at += 1;
             }
         }

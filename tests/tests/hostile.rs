@@ -178,18 +178,67 @@ fn who_forks_away_is_ended_though_the_core_is_killed() {
     }
 }
 
+/// The core of an environment, its server of `greet`, and the guard between the two.
+fn generation(hurdle: &Hurdle, name: &str) -> [Pid; 3] {
+    let pid = |value: &serde_json::Value| value.as_i64().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
+    let core = pid(&hurdle.info(name)["core"]).expect("a pid");
+    let parent = |of: Pid| stat(of, 1).and_then(|parent| parent.parse().ok()).map(Pid::from_raw);
+    until("it runs", || {
+        let server = pid(&hurdle.right(name, "greet")["state"]["Running"]["pid"])?;
+        let guard = parent(server).filter(|guard| *guard != core && parent(*guard) == Some(core))?;
+        Some([core, server, guard])
+    })
+}
+
+/// A field of /proc/PID/stat after the name: 0 its state, 1 its parent.
+fn stat(pid: Pid, field: usize) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    text.rsplit(')').next()?.split_whitespace().nth(field).map(str::to_owned)
+}
+
 /// The guard between the core and a server of the user's own is killed: then the core is the one who ends all.
 #[test]
 fn who_forks_away_is_ended_though_its_guard_is_killed() {
     let hurdle = Hurdle::new();
-    let (mode, interface) = ("forks", "greet");
-    let server = format!("{interface}={}", hostile(&hurdle, mode));
-    let (name, all) = family(&hurdle, mode, interface, ["--server", &server]);
-    let core = hurdle.info(&name)["core"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a pid");
-    let comm = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let guard = leaks::descendants(core).into_iter().find(|pid| comm(pid).trim() == "hurdle-guard").expect("a guard");
-    kill(Pid::from_raw(guard.cast_signed()), Signal::SIGKILL).expect("it runs");
-    until("they are ended", || running(&hurdle, mode).iter().all(|pid| !all.contains(pid)).then_some(()));
+    let server = format!("greet={}", hostile(&hurdle, "forks"));
+    let (name, _) = family(&hurdle, "forks", "greet", ["--server", &server]);
+    let [_, server, guard] = generation(&hurdle, &name);
+    let all = until("it has forked", || Some(running(&hurdle, "forks")).filter(|all| all.len() >= 2));
+    kill(guard, Signal::SIGKILL).expect("it runs");
+    until("it is ended", || (!running(&hurdle, "forks").contains(&server.as_raw().cast_unsigned())).then_some(()));
+    until("they are ended", || running(&hurdle, "forks").iter().all(|pid| !all.contains(pid)).then_some(()));
+    hurdle.call(&["kill", &name]).success();
+    hurdle.assert_nothing_left();
+}
+
+/// First the server ends, then the core, before it has ended what that left behind.
+#[test]
+fn who_forks_away_is_ended_though_core_and_server_end_at_once() {
+    let hurdle = Hurdle::new();
+    let server = format!("greet={}", hostile(&hurdle, "forks"));
+    let (name, _) = family(&hurdle, "forks", "greet", ["--server", &server]);
+    let [core, server, _] = generation(&hurdle, &name);
+    let forked = |pid: &u32| stat(Pid::from_raw(pid.cast_signed()), 1) == Some(server.to_string());
+    until("it has forked", || running(&hurdle, "forks").iter().any(forked).then_some(()));
+    kill(server, Signal::SIGKILL).expect("it runs");
+    until("it has ended", || stat(server, 0).is_none_or(|state| state == "Z").then_some(()));
+    assert!(!running(&hurdle, "forks").is_empty());
+    kill(core, Signal::SIGKILL).expect("it runs");
+    until("nothing is left of it", || running(&hurdle, "forks").is_empty().then_some(()));
+    hurdle.assert_nothing_left();
+}
+
+/// A server that stops its guard holds up nobody but its own callers.
+#[test]
+fn who_stops_its_guard_is_swapped_away() {
+    let hurdle = Hurdle::new();
+    let server = format!("greet={}", hostile(&hurdle, "forks"));
+    let (name, all) = family(&hurdle, "forks", "greet", ["--server", &server]);
+    let [_, _, guard] = generation(&hurdle, &name);
+    kill(guard, Signal::SIGSTOP).expect("it runs");
+    hurdle.call(&["swap", &name, &format!("greet={}", example("greet").display())]).success();
+    assert!(hello(&hurdle, &name).success().stdout.contains("hello, world"));
+    until("they are ended", || running(&hurdle, "forks").iter().all(|pid| !all.contains(pid)).then_some(()));
     hurdle.call(&["kill", &name]).success();
     hurdle.assert_nothing_left();
 }

@@ -201,6 +201,31 @@ fn an_exhausted_descriptor_limit_is_an_error_and_no_crash() {
     hurdle.assert_nothing_left();
 }
 
+/// A core that was started with many open fds, and may have few: its environment runs, and who calls a server is told what to do.
+#[test]
+fn a_core_with_no_room_for_a_server_says_how_to_make_some() {
+    let hurdle = Hurdle::new();
+    let name = hurdle.name("narrow");
+    let run = hurdle.run(&["--name", &name], "sleep");
+    let mut shell = Command::new("/bin/bash");
+    // More than the user's processes have on their way may be refused: then the launch says it.
+    let script = "for fd in {10..29}; do eval \"exec $fd</dev/null\"; done; ulimit -n 40; exec \"$@\" 1000";
+    shell.args(["-c", script, "bash"]).arg(run.get_program()).args(run.get_args());
+    shell.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let running = hurdle.start(&mut shell, "narrow.log");
+    let stands = until("it stands, or says why not", || {
+        let stands = hurdle.call(&["ls", &name]).code() == 0;
+        (stands || running.log().contains("ulimit")).then_some(stands)
+    });
+    if stands {
+        let done = hurdle.call(&["ps", &name]).exits(125).says("proc").says("Too many open files").says("ulimit -n");
+        assert_clear(&done);
+        hurdle.call(&["kill", &name]).success();
+    }
+    running.join();
+    hurdle.assert_nothing_left();
+}
+
 #[test]
 fn a_server_that_exits_at_once_fails_its_own_right_only() {
     let hurdle = Hurdle::new();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use hurdle_tests::chance;
 use hurdle_tests::command::example;
 use hurdle_tests::load::Load;
-use hurdle_tests::{Finished, Hurdle, Running, skip, until};
+use hurdle_tests::{Finished, Hurdle, Running, finish, leaks, skip, until};
 
 const PYTHON: &str = "/usr/bin/python3";
 const LISTENERS: &str = include_str!("swaps/listeners.py");
@@ -306,6 +306,86 @@ fn an_address_that_is_taken_on_the_host_is_told_and_used_once_it_is_free() {
     drop(other);
     reached("127.0.0.1", port);
     listening.end();
+}
+
+/// What a program may not do in the parent's network natively, the net server does not do for it, whoever runs the environment.
+#[test]
+fn under_share_a_program_gets_no_more_than_linux_gives_it() {
+    let test = "under_share_a_program_gets_no_more_than_linux_gives_it";
+    let hurdle = Hurdle::new();
+    let floor = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    if floor.trim() != "1024" {
+        return skip::skip(test, "any user may bind any port here");
+    }
+    let Some(listening) = Listening::start(&hurdle, test, "local", "accept") else { return };
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let (ready, told) = (hurdle.logs().join("ready"), hurdle.logs().join("told"));
+    let text = format!(
+        "import errno, os, socket, time\n\
+         def tried(act):\n\
+         \x20   try: act(); return 'done'\n\
+         \x20   except OSError as error: return errno.errorcode[error.errno]\n\
+         bound, fresh = socket.socket(), socket.socket()\n\
+         bound.bind(('127.0.0.1', 81)); open({ready:?}, 'w').close()\n\
+         while not os.path.exists({told:?}): time.sleep(0.01)\n\
+         print(tried(lambda: bound.connect(('127.0.0.1', {}))), tried(lambda: fresh.bind(('127.0.0.1', 82))),\n\
+         \x20   tried(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)))",
+        port.local_addr().expect("a socket").port(),
+    );
+    let mut enter = hurdle.command();
+    let program = hurdle.start(enter.args(["enter", &listening.name, "--", PYTHON, "-c", &text]), "more.log");
+    until("it is bound", || ready.exists().then_some(()));
+    swap(&hurdle, &listening.name, "share");
+    std::fs::write(&told, "").expect("own file");
+    assert!(program.join().success());
+    let said = std::fs::read_to_string(hurdle.logs().join("more.log")).expect("own file");
+    // An environment that shares the network from the start says the same.
+    let native = "import socket; socket.create_server(('127.0.0.1', 82))";
+    let done = finish(hurdle.run(&["--net", "share"], PYTHON).args(["-c", native]), Duration::from_secs(20));
+    assert!(done.stderr.contains("PermissionError"), "{done}");
+    assert_eq!(said, "EACCES EACCES EPERM\n");
+    listening.end();
+}
+
+/// A kill of the server in the midst of an answer to a client from outside: no program gets a wrong one.
+#[test]
+fn clients_from_the_host_are_introduced_by_a_process_that_finishes_its_answer() {
+    let hurdle = Hurdle::new();
+    let test = "clients_from_the_host_are_introduced_by_a_process_that_finishes_its_answer";
+    if let Some(missing) = skip::missing(&["python3"]) {
+        return skip::skip(test, &format!("{missing} is not installed"));
+    }
+    let name = hurdle.name("introduced");
+    let file = hurdle.logs().join("port");
+    // accept with an address waits in the server. Standard input is open: 0 is no answer of the kernel's.
+    let text = "import os, socket, sys\n\
+                l = socket.create_server(('127.0.0.1', 0))\n\
+                with open(sys.argv[1] + '.new', 'w') as f: f.write(str(l.getsockname()[1]))\n\
+                os.rename(sys.argv[1] + '.new', sys.argv[1])\n\
+                while True:\n\
+                \x20   c, peer = l.accept()\n\
+                \x20   assert c.fileno() > 2 and peer[0] == '127.0.0.1', (c, peer)\n\
+                \x20   c.close()";
+    let mut run = hurdle.run(&["--name", &name, "--swappable", "--net", "local"], PYTHON);
+    let mut program = hurdle.start(run.args(["-c", text]).arg(&file), "introduced.log");
+    let port: u16 = until("it listens", || std::fs::read_to_string(&file).ok()?.parse().ok());
+    swap(&hurdle, &name, "share");
+    let comm = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    for _ in 0..20 {
+        until("it is reached", || connect("127.0.0.1", port));
+        let server = until("its relay runs apart", || {
+            let pid = hurdle.right(&name, "net")["state"]["Running"]["pid"].as_u64()?;
+            let pid = u32::try_from(pid).ok()?;
+            leaks::descendants(pid).iter().any(|pid| comm(pid).trim() == "hurdle-relay").then_some(pid)
+        });
+        let clients: Vec<_> = (0..4).map(|_| std::thread::spawn(move || connect("127.0.0.1", port))).collect();
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(server.cast_signed()), nix::sys::signal::SIGKILL);
+        clients.into_iter().for_each(|client| drop(client.join().expect("no panic")));
+        program.assert_alive();
+    }
+    hurdle.call(&["kill", &name]).success();
+    drop(program);
+    hurdle.assert_nothing_left();
 }
 
 fn times() -> usize {

@@ -415,7 +415,7 @@ impl Env {
                 if let Some(stderr) = &borrower.stderr {
                     watch(Source::Stderr(n, borrower.id), stderr.as_fd(), Until::Readable);
                 }
-                watch(Source::Ended(n, borrower.id), borrower.pidfd.as_fd(), Until::Readable);
+                watch(Source::Ended(n, borrower.id), borrower.process.as_fd(), Until::Readable);
             }
             if let Some(channel) = right.guest() {
                 watch(Source::Released(n), channel.as_fd(), Until::Ended);
@@ -447,8 +447,10 @@ impl Env {
         let command = self.policy.server(&self.rights[n].interface, spec, self.rights[n].trap().is_some())?;
         self.borrowers += 1;
         // The standard ones fork nothing away.
-        Borrower::start(self.borrowers, &command, spec.split().0.is_program())
-            .map_err(|e| format!("{} can't be started: {e}", command.file.to_string_lossy()))
+        let borrower = Borrower::start(self.borrowers, &command, spec.split().0.is_program())
+            .map_err(|e| format!("{} can't be started: {}", command.file.to_string_lossy(), os::with_cure(&e)))?;
+        self.strays.guards.extend(borrower.process.guard());
+        Ok(borrower)
     }
 
     /// Lends right `n` to a new server, if nobody holds it.
@@ -482,8 +484,7 @@ impl Env {
     fn server_ended(&mut self, n: usize) {
         let right = &mut self.rights[n];
         let Holder::Lent(borrower) = &mut right.holder else { return };
-        let Ok(status) = process::wait_end(borrower.pid) else { return };
-        borrower.reaped = true;
+        let Ok(status) = borrower.process.wait() else { return };
         let (id, ready) = (borrower.id, borrower.ready);
         let spec = right.spec.clone();
         if let Some((answer, swapped, _)) = self.swaps.remove(&id) {
@@ -577,8 +578,8 @@ impl Env {
                 }
                 // If it died, its end says more; if it lives, it is of no use.
                 let Holder::Lent(borrower) = &self.rights[n].holder else { return };
-                let pidfd = [(borrower.pidfd.as_fd(), Until::Readable)];
-                if !process::poll(&pidfd, Some(Instant::now())).is_ok_and(|ended| ended[0]) {
+                let ended = [(borrower.process.as_fd(), Until::Readable)];
+                if !process::poll(&ended, Some(Instant::now())).is_ok_and(|ended| ended[0]) {
                     let spec = self.rights[n].spec.clone();
                     self.left_behind(n, &spec);
                     self.lost(n, e.to_string(), false);

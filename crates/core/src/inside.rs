@@ -68,18 +68,15 @@ pub(crate) fn run(mut inside: Inside<'_>) -> i32 {
     keep.extend([inside.control.as_raw_fd(), inside.status.as_raw_fd()]);
     keep.extend(inside.prepared.fds().map(OwnedFd::as_raw_fd));
     process::close_all_but(&mut keep);
-    match set_up(&inside) {
-        Ok(lent) => {
-            if lend(&inside.control, READY, &lent).is_err() {
-                return 1;
-            }
-        }
-        Err(why) => {
-            let mut text = vec![FAILED];
-            text.extend_from_slice(why.as_bytes());
-            let _ = say(&inside.control, &text);
-            return 1;
-        }
+    let ready = set_up(&inside).and_then(|lent| {
+        let lent = lend(&inside.control, READY, &lent);
+        lent.map_err(|e| format!("what the core needs can't be handed to it: {}", os::with_cure(&e)))
+    });
+    if let Err(why) = ready {
+        let mut text = vec![FAILED];
+        text.extend_from_slice(why.as_bytes());
+        let _ = say(&inside.control, &text);
+        return 1;
     }
     inside.prepared = Prepared::default();
     live(inside)

@@ -17,6 +17,16 @@ pub(crate) fn string(bytes: Vec<u8>) -> OsString {
     OsString::from_vec(bytes)
 }
 
+/// An error, and what to do where there is something.
+pub(crate) fn with_cure(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        // The second: so many are on their way between the user's processes (unix(7)).
+        Some(EMFILE | ETOOMANYREFS) => format!("{error}; raise `ulimit -n`, with `-H` if it is the hard limit"),
+        Some(EAGAIN) => format!("{error}; raise `ulimit -u`"),
+        _ => error.to_string(),
+    }
+}
+
 /// The exit code and the words for a program that could not be run, as shells have them: 127 not found, 126 found but not
 /// to be run.
 pub fn exec_failure(error: &io::Error) -> (u8, String) {

@@ -7,14 +7,14 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hurdle_proto::core::{RightInfo, RightState, Swapped};
 use hurdle_proto::server::{self, ClientChannel, Grant, Peer, Stock};
 use hurdle_proto::spec::Spec;
-use hurdle_sys::process::{self, Launch};
+use hurdle_sys::process::{self, Child, Launch};
 use hurdle_sys::seqpacket;
 use hurdle_wire::{CallError, Channel, Fd, Refused, Router, ServeOptions};
 use tokio::sync::oneshot;
@@ -86,18 +86,13 @@ pub(crate) enum Holder {
 pub(crate) struct Borrower {
     /// Its number among the servers of this core.
     pub(crate) id: u64,
-    pub(crate) pid: i32,
-    pub(crate) pidfd: OwnedFd,
-    /// What it is shown as: behind a guard, which `pid` is then, the server itself.
-    shown: i32,
+    pub(crate) process: Child,
     pub(crate) boot: Arc<server::server::Client>,
     /// Until it closes its end.
     pub(crate) stderr: Option<File>,
     since: Instant,
     /// It has answered `borrow`.
     pub(crate) ready: bool,
-    /// Its number may mean another process by now.
-    pub(crate) reaped: bool,
 }
 
 /// A server in the process of a caller.
@@ -173,7 +168,7 @@ impl Right {
 
     /// The process of a successor on its way.
     pub(crate) fn successor(&self) -> Option<i32> {
-        self.swap.as_ref().and_then(|swap| swap.successor.as_ref()).map(|successor| successor.pid)
+        self.swap.as_ref().and_then(|swap| swap.successor.as_ref()).map(|successor| successor.process.own())
     }
 
     /// The fd on which programs' calls arrive by themselves, if this right has one.
@@ -408,7 +403,7 @@ impl Right {
                 Holder::BackOff(_) => RightState::Starting,
                 Holder::Lent(borrower) if !borrower.ready => RightState::Starting,
                 Holder::Lent(borrower) => RightState::Running {
-                    pid: borrower.shown,
+                    pid: borrower.process.pid(),
                     up_ms: u64::try_from(borrower.since.elapsed().as_millis()).unwrap_or(u64::MAX),
                 },
                 Holder::Guest(guest) => RightState::Running {
@@ -430,25 +425,9 @@ impl Borrower {
         let (ours, theirs) = seqpacket::pair()?;
         let (stderr, writer) = process::pipe()?;
         let launch = Launch::server(&command.file, &command.argv, writer, (theirs, server::BOOTSTRAP))?;
-        let (pid, shown) = if guarded { launch.start_guarded()? } else { launch.start().map(|pid| (pid, pid))? };
+        let process = if guarded { launch.start_guarded()? } else { launch.start_alone()? };
         let boot = Arc::new(server::server::Client::from(Channel::from(ours)));
-        let pidfd = process::pidfd(pid).inspect_err(|_| {
-            // Nobody could end it later.
-            let _ = process::kill(pid, os::SIGKILL);
-            let _ = process::wait_end(pid);
-        })?;
         let stderr = Some(File::from(stderr));
-        Ok(Borrower { id, pid, pidfd, shown, boot, stderr, since: Instant::now(), ready: false, reaped: false })
-    }
-}
-
-impl Drop for Borrower {
-    /// A server that nobody holds any more has no right to be.
-    fn drop(&mut self) {
-        if !self.reaped {
-            let end = if self.shown == self.pid { os::SIGKILL } else { process::END };
-            let _ = process::signal(&self.pidfd, end);
-            let _ = process::wait_end(self.pid);
-        }
+        Ok(Borrower { id, process, boot, stderr, since: Instant::now(), ready: false })
     }
 }

@@ -2,6 +2,7 @@
 
 mod apart;
 mod aside;
+mod child;
 mod guard;
 mod launch;
 mod near;
@@ -18,6 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 pub use apart::{Rest, Work, not_the_worker, run_apart};
 pub use aside::run_aside;
+pub use child::Child;
 pub use guard::END;
 pub use launch::{Group, Launch};
 pub use near::Near;
@@ -50,6 +52,15 @@ pub fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: takes integers only.
     match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// tgkill(2): to one thread of a process.
+pub fn signal_thread(pid: i32, thread: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: takes integers only.
+    match unsafe { libc::syscall(libc::SYS_tgkill, pid, thread, signal) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
@@ -248,9 +259,9 @@ pub fn detach() -> io::Result<Option<i32>> {
 /// Numbers that callers name (signal(7), errno(3)).
 pub mod numbers {
     pub use libc::{
-        EAGAIN, EBUSY, ECONNREFUSED, EEXIST, EINVAL, EIO, ENETDOWN, ENOENT, ENOPROTOOPT, EOPNOTSUPP, EPERM, ESRCH,
-        SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1,
-        SIGUSR2, SIGWINCH,
+        EAGAIN, EBUSY, ECONNREFUSED, EEXIST, EINVAL, EIO, EMFILE, ENETDOWN, ENOENT, ENOPROTOOPT, EOPNOTSUPP, EPERM,
+        ESRCH, ETOOMANYREFS, SIGABRT, SIGCHLD, SIGCONT, SIGHUP, SIGINT, SIGKILL, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP,
+        SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH,
     };
 }
 

@@ -9,7 +9,10 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use hurdle_server::{Reads, Sockets, confine_calls, confine_files, drop_capabilities};
-use hurdle_sys::process::{self, numbers::SIGTERM};
+use hurdle_sys::process::{
+    self,
+    numbers::{SIGABRT, SIGTERM},
+};
 use hurdle_wire::{Context, Refused};
 
 hurdle_wire::interface! {
@@ -19,6 +22,9 @@ hurdle_wire::interface! {
         1 fn all(directory: String, pid: i32) -> Vec<(String, i32)>;
     }
 }
+
+/// signal(7): the kernel's own 32, and two of the threads'.
+const SIGRTMIN: i32 = 34;
 
 struct Tries;
 
@@ -39,7 +45,9 @@ impl tries::Server for Tries {
             ("read", &|| std::fs::read(path("old")).map(drop)),
         ];
         let name = SocketAddr::from_abstract_name(format!("hurdle-tries-{pid}"))?;
-        let more: [(&str, &dyn Fn() -> io::Result<()>); 3] = [
+        let more: [(&str, &dyn Fn() -> io::Result<()>); 5] = [
+            ("realtime", &|| process::kill(pid, SIGRTMIN + 5)),
+            ("abort", &|| process::signal_thread(pid, pid, SIGABRT)),
             ("environ", &seized),
             ("udp", &|| UdpSocket::bind("127.0.0.1:0").map(drop)),
             ("abstract", &|| UnixStream::connect_addr(&name).map(drop)),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use hurdle_proto::server::{BOOTSTRAP, ClientChannel, Grant, Peer, SERVERS, Stock, Stored, server, store};
 use hurdle_proto::spec::{Layer, Spec};
 use hurdle_sys::process::numbers::{EINVAL, SIGKILL};
-use hurdle_sys::process::{self, Event, Launch, State, Until};
+use hurdle_sys::process::{self, Child, Event, Launch, State, Until};
 use hurdle_sys::seqpacket;
 use hurdle_wire::tap::Tap;
 use hurdle_wire::{CallError, Channel, Context, Fd, Refused, ServeOptions, announce_death, serve};
@@ -21,6 +21,8 @@ use crate::Borrowed;
 
 /// How long the server below has to borrow the right, and to return it.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long what the last one has left behind has to end by itself.
+const LAST: Duration = Duration::from_secs(1);
 /// How long one that does not read may hold up this one.
 const ROOM: Duration = Duration::from_millis(100);
 /// A server that ends before it has served for so long has died young.
@@ -157,9 +159,10 @@ impl Shared {
     /// Starts a server, and another after its end, until all is stopped.
     fn watch(&self) {
         let (mut young, mut killed_young) = (0, 0);
+        let mut left = Left(None);
         loop {
             let since = Instant::now();
-            let ended = self.one_life();
+            let ended = self.one_life(&mut left);
             // By SIGKILL: nobody's own fault.
             let killed = matches!(&ended, Ok(status) if status.state() == State::Killed(SIGKILL));
             let why = match ended {
@@ -167,6 +170,7 @@ impl Shared {
                 Err(why) => why,
             };
             if self.stopping.load(Ordering::SeqCst) {
+                left.wait();
                 return;
             }
             // A client whose queue is full finds out by his deadline.
@@ -183,52 +187,46 @@ impl Shared {
         }
     }
 
-    /// From the start of a server to its end.
-    fn one_life(&self) -> Result<process::Status, String> {
-        let (pid, boot) = self.begin().map_err(|e| format!("it can't be started: {e}"))?;
-        let pidfd = process::pidfd(pid).map_err(|e| e.to_string());
-        let lent = pidfd.and_then(|pidfd| {
-            let boot = Arc::new(boot);
-            let mut lives = lock(&self.lives);
-            // Under the lock: who changes the pipes tells it either before or after this.
-            for (number, pipe) in self.tap.pipes().unwrap_or_default() {
-                let _ = boot.tap(number, pipe).deadline(ROOM).wait();
-            }
-            *lives = Some(boot.clone());
-            drop(lives);
-            let grant = self.grant().map_err(|e| format!("the right can't be lent: {e}"))?;
+    /// From the start of a server to its end. What it leaves behind takes the place of what the one before left, which ends.
+    fn one_life(&self, left: &mut Left) -> Result<process::Status, String> {
+        let (mut child, boot) = self.begin().map_err(|e| format!("it can't be started: {e}"))?;
+        let boot = Arc::new(boot);
+        let mut lives = lock(&self.lives);
+        // Under the lock: who changes the pipes tells it either before or after this.
+        for (number, pipe) in self.tap.pipes().unwrap_or_default() {
+            let _ = boot.tap(number, pipe).deadline(ROOM).wait();
+        }
+        *lives = Some(boot.clone());
+        drop(lives);
+        let lent = self.grant().map_err(|e| format!("the right can't be lent: {e}")).and_then(|grant| {
             match boot.borrow(grant).deadline(PATIENCE).wait() {
                 // How it ended says more.
-                Err(CallError::Dead) | Ok(()) => self.until_its_end(&pidfd),
+                Err(CallError::Dead) | Ok(()) => self.until_its_end(&child),
                 Err(e) => Err(e.to_string()),
             }
         });
-        // Not reaped yet, so the number is its own.
-        let _ = process::kill(pid, if self.guarded() { process::END } else { SIGKILL });
-        let ended = process::wait_end(pid).map_err(|e| e.to_string());
+        let ended = child.end().map_err(|e| e.to_string());
         *lock(&self.lives) = None;
+        *left = Left(child.guard());
         lent.and(ended)
     }
 
     /// Waits until it has ended, or is to end.
-    fn until_its_end(&self, pidfd: &OwnedFd) -> Result<(), String> {
-        let events = [(pidfd.as_fd(), Until::Readable), (self.over.as_fd(), Until::Readable)];
+    fn until_its_end(&self, child: &Child) -> Result<(), String> {
+        let events = [(child.as_fd(), Until::Readable), (self.over.as_fd(), Until::Readable)];
         while !process::poll(&events, None).map_err(|e| e.to_string())?.contains(&true) {}
         Ok(())
     }
 
-    fn begin(&self) -> io::Result<(i32, server::Client)> {
+    fn begin(&self) -> io::Result<(Child, server::Client)> {
         let (ours, theirs) = seqpacket::pair()?;
         let stderr = process::duplicate(2)?;
         let (file, argv) = self.command(self.spec.split().0);
         let launch = Launch::server(&file, &argv, stderr, (theirs, BOOTSTRAP))?;
-        let pid = if self.guarded() { launch.start_guarded()?.0 } else { launch.start()? };
-        Ok((pid, server::Client::from(Channel::from(ours))))
-    }
-
-    /// A program of the user's takes along what it has forked.
-    fn guarded(&self) -> bool {
-        self.spec.split().0.is_program()
+        // A program of the user's takes along what it has forked.
+        let guarded = self.spec.split().0.is_program();
+        let child = if guarded { launch.start_guarded()? } else { launch.start_alone()? };
+        Ok((child, server::Client::from(Channel::from(ours))))
     }
 
     fn command(&self, layer: &Layer) -> (OsString, Vec<OsString>) {
@@ -261,6 +259,36 @@ impl Shared {
             channels: vec![ClientChannel { peer, channel }],
             core: Fd::from(core),
         })
+    }
+}
+
+/// The guard of a server that has ended, which stays as long as that one has left something behind: the worker of one below it
+/// finishes the answer that it is giving. It ends with all that once the next server has ended, too.
+struct Left(Option<i32>);
+
+impl Left {
+    /// Waits a moment for the guard's end. Whether it has ended, and was reaped.
+    fn wait(&mut self) -> bool {
+        let Some(guard) = self.0 else { return true };
+        let ended = process::pidfd(guard)
+            .and_then(|pidfd| process::poll(&[(pidfd.as_fd(), Until::Readable)], Some(Instant::now() + LAST)));
+        if ended.is_ok_and(|ended| ended[0]) {
+            self.0 = None;
+            let _ = process::wait_end(guard);
+        }
+        self.0.is_none()
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        let Some(guard) = self.0 else { return };
+        let _ = process::kill(guard, process::END);
+        if !self.wait() {
+            // It was stopped.
+            let _ = process::kill(guard, SIGKILL);
+            let _ = process::wait_end(guard);
+        }
     }
 }
 

@@ -42,7 +42,8 @@ pub fn drop_capabilities() -> io::Result<()> {
 }
 
 /// From now on the server executes nothing, opens no file for writing and changes none by its name, makes no sockets but
-/// `sockets`, ptraces nobody, signals no process but itself, makes and enters no namespace, and does nothing that asks for privileges:
+/// `sockets`, ptraces nobody, sends other processes no signal but SIGURG, which is ignored by default, makes and enters no
+/// namespace, and does nothing that asks for privileges:
 /// these calls fail with EPERM.
 ///
 /// # Errors
@@ -77,11 +78,10 @@ fn rules(sockets: Sockets) -> Vec<Rule> {
     // A signal of its choice to whom it likes, once something happens on a file.
     let owners = vec![libc::F_SETOWN as u32, F_SETSIG, F_SETOWN_EX];
     rules.push(Rule::new(libc::SYS_fcntl, [ArgMatch::In(1, owners)], deny));
-    // Its own threads, and its worker, which is a process beside it.
+    // Its own threads; and its worker, a process whose number nobody knows yet, by a signal that all others ignore.
     let harmless = vec![0, interrupt_number()];
-    rules.push(Rule::new(libc::SYS_kill, [ArgMatch::In(1, harmless)], Action::Allow));
+    rules.push(Rule::new(libc::SYS_kill, [ArgMatch::In(1, harmless.clone())], Action::Allow));
     rules.push(Rule::new(libc::SYS_kill, [], deny));
-    let harmless = vec![interrupt_number(), libc::SIGABRT as u32];
     rules.push(Rule::new(libc::SYS_tgkill, [ArgMatch::In(0, vec![std::process::id()])], Action::Allow));
     rules.push(Rule::new(libc::SYS_tgkill, [ArgMatch::In(2, harmless)], Action::Allow));
     rules.push(Rule::new(libc::SYS_tgkill, [], deny));

@@ -22,8 +22,8 @@ impl Env {
     pub(super) fn hand_over(&mut self, n: usize) {
         self.tap_holder(n);
         let Holder::Lent(borrower) = &self.rights[n].holder else { return };
-        let (id, boot, pid) = (borrower.id, borrower.boot.clone(), borrower.pid);
-        let (pidfd, more) = (borrower.pidfd.try_clone(), self.rights[n].more_clients());
+        let (id, boot, pid) = (borrower.id, borrower.boot.clone(), borrower.process.pid());
+        let (ended, more) = (borrower.process.as_fd().try_clone_to_owned(), self.rights[n].more_clients());
         let granted = seqpacket::pair().and_then(|(ours, theirs)| {
             control::serve_store(ours, &self.rights[n].interface, pid, self.mailbox.clone(), &self.tracing.tap)?;
             let mut grant = self.rights[n].grant(&self.name, theirs)?;
@@ -35,7 +35,7 @@ impl Env {
         });
         let (mailbox, init) = (self.mailbox.clone(), (self.rights[n].interface == "proc").then(|| self.init.clone()));
         let lent = granted.and_then(|mut grant| {
-            let (more, pidfd) = (more?, pidfd?);
+            let (more, ended) = (more?, ended?);
             std::thread::Builder::new().spawn(move || {
                 let result = match init.map(|init| channel_to(&init)).transpose() {
                     Err(e) => Err(e),
@@ -48,7 +48,7 @@ impl Env {
                 };
                 if matches!(result, Err(CallError::Dead)) {
                     // Its end, if it is one, says more.
-                    let _ = process::poll(&[(pidfd.as_fd(), Until::Readable)], Some(Instant::now() + LAST_WORDS));
+                    let _ = process::poll(&[(ended.as_fd(), Until::Readable)], Some(Instant::now() + LAST_WORDS));
                 }
                 mailbox.post(Ask::Borrowed { borrower: id, result });
             })

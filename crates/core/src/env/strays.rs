@@ -1,7 +1,7 @@
 //! What servers left behind. One that forks, and ends, does not get away: orphans of servers become children of the core
 //! (PR_SET_CHILD_SUBREAPER), which ends those that it does not know. And calls that one received and told nobody about are made again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use hurdle_proto::spec::{Layer, Spec};
@@ -15,7 +15,7 @@ use crate::right::Holder;
 /// How long an orphan has to end by itself. The worker of a net server finishes the answer that it is giving; its successor waits for
 /// it for a second, and does not come at once.
 const GRACE: Duration = Duration::from_secs(3);
-/// How long to wait between two looks for those that were killed.
+/// How long to wait between two looks at least.
 const AGAIN: Duration = Duration::from_millis(20);
 /// How long the end of an environment goes on to look for orphans.
 const LAST: Duration = Duration::from_secs(1);
@@ -26,6 +26,8 @@ pub(super) struct Strays {
     due: Option<Instant>,
     /// Orphans, and since when they are.
     seen: HashMap<i32, Instant>,
+    /// Who stands between this core and a server of the user's. One whose server has ended is an orphan, with all that it left.
+    pub(super) guards: HashSet<i32>,
     /// Whether calls may have been received of which nobody knows.
     calls: bool,
 }
@@ -58,19 +60,31 @@ impl Env {
             self.strays.due = Some(now + AGAIN);
             return;
         };
-        let seen = &mut self.strays.seen;
+        let Strays { seen, guards, .. } = &mut self.strays;
         seen.retain(|pid, _| orphans.contains(pid));
+        let mut gone = false;
         for pid in &orphans {
-            if *seen.entry(*pid).or_insert(now) + GRACE <= now {
-                let _ = process::kill(*pid, os::SIGKILL);
+            let since = *seen.entry(*pid).or_insert(now);
+            if since + GRACE <= now {
+                // A guard ends all that it has. One that was stopped does not hear it.
+                let asked = guards.contains(pid) && since + 2 * GRACE > now;
+                let _ = process::kill(*pid, if asked { process::END } else { os::SIGKILL });
             }
             // Most have ended by now.
             let status = process::try_wait(Some(*pid)).map(|waited| waited.map(|(_, status)| status.state()));
             if !matches!(status, Ok(None | Some(State::Stopped(_) | State::Continued))) {
                 seen.remove(pid);
+                guards.remove(pid);
+                gone = true;
             }
         }
-        self.strays.due = seen.values().min().map(|first| (*first + GRACE).max(now + AGAIN));
+        // Soon at first, since most end at once, and the less often the longer it takes.
+        let next = |since: &Instant| {
+            let age = now - *since;
+            now + age.min(GRACE.saturating_sub(age)).max(AGAIN)
+        };
+        // What one that is gone has left came after the look.
+        self.strays.due = if gone { Some(now) } else { seen.values().map(next).min() };
         if self.strays.due.is_none() && std::mem::take(&mut self.strays.calls) {
             let (init, calls) = (self.launched.init.pid, self.trapped.clone());
             // It traces, which binds the thread and takes its time. Without one, programs wait until a signal comes.
@@ -100,7 +114,7 @@ impl Env {
         let mut known = vec![self.launched.init.pid];
         for right in &self.rights {
             if let Holder::Lent(borrower) = &right.holder {
-                known.push(borrower.pid);
+                known.push(borrower.process.own());
             }
             known.extend(right.successor());
         }

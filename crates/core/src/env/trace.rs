@@ -78,7 +78,7 @@ fn tap(tracer: &Tracer, right: &Right) -> io::Result<()> {
     if !tracer.wants(&right.interface) {
         return Ok(());
     }
-    let pipe = tracer.source(&right.interface, borrower.pid, right.spec.layers().len() > 1)?;
+    let pipe = tracer.source(&right.interface, borrower.process.pid(), right.spec.layers().len() > 1)?;
     // One that is on its way out, or does not read, serves nobody who could be missed.
     let _ = borrower.boot.tap(tracer.number, Fd::from(pipe)).deadline(ROOM).wait();
     Ok(())

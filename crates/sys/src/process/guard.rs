@@ -1,21 +1,25 @@
 //! A guard between a process and what it starts, so that this takes along all that it has forked, wherever that went.
 //!
 //! The kernel ends a child with its parent (PR_SET_PDEATHSIG), but not the child's children. The guard is a process between the two
-//! that does nothing but wait. What loses its parent below it becomes its child (PR_SET_CHILD_SUBREAPER). When the starter ends,
-//! however it does, the guard hears of it by a signal, and ends all that it has until nothing is left. A guard that is killed takes its
-//! process with it, and the rest becomes the starter's, if that adopts orphans. So it takes the end of both at once to let one get away.
+//! that does nothing but wait. What loses its parent below it becomes its child (PR_SET_CHILD_SUBREAPER). It tells how the process ended
+//! through a pipe, and stays as long as something is left: what was at an answer may finish it. When the starter ends, however it does,
+//! the guard hears of it by a signal, before or after the end of the process, and ends all that it has until nothing is left. A guard
+//! that is killed takes its process with it, and the rest becomes the starter's, if that adopts orphans. So it takes a kill of both at
+//! once to let one get away.
 
 use std::os::fd::RawFd;
 
 /// The signal that tells a guard to end all that it has.
 pub const END: i32 = libc::SIGTERM;
+/// The signal that tells it to end its process, and to leave what that has started some time.
+pub(super) const DROP: i32 = libc::SIGUSR1;
 
 /// Of /proc/thread-self/children, what is read at a time; what does not fit comes at the next look.
 const LOOK: usize = 4096;
 
 /// In the child of a fork: makes it a guard, and returns in a child of its own, which dies with it and goes on. Its pid, negative, is
-/// written to `report`. Errors: an errno. System calls only, no allocation, no lock.
-pub(super) fn stand(starter: libc::pid_t, report: RawFd) -> Result<libc::pid_t, i32> {
+/// written to `report`, and its status to `end`. Errors: an errno. System calls only, no allocation, no lock.
+pub(super) fn stand(starter: libc::pid_t, report: RawFd, end: RawFd) -> Result<libc::pid_t, i32> {
     // SAFETY: async-signal-safe system calls on numbers and locals; what the fds belong to is never run in the guard.
     unsafe {
         let errno = || *libc::__errno_location();
@@ -41,32 +45,47 @@ pub(super) fn stand(starter: libc::pid_t, report: RawFd) -> Result<libc::pid_t, 
         // A kill of the starter's process group is none of the guard.
         libc::setsid();
         libc::prctl(libc::PR_SET_NAME, c"hurdle-guard".as_ptr(), 0, 0, 0);
-        libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0);
+        libc::dup2(end, 0);
+        libc::syscall(libc::SYS_close_range, 1, u32::MAX, 0);
         watch(child)
     }
 }
 
-/// Waits until `child` has ended, and ends as it did; or until it is told to, and ends all.
+/// Waits until nothing is left, or until it is told to end all. The status of `child` goes to fd 0.
 ///
 /// # Safety
 /// All signals are blocked, and this process has nothing to clean up.
 unsafe fn watch(child: libc::pid_t) -> ! {
-    // SAFETY: as above.
+    // SAFETY: as above. A child that was not reaped keeps its number.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        libc::sigaddset(&raw mut set, libc::SIGCHLD);
-        libc::sigaddset(&raw mut set, END);
+        for signal in [libc::SIGCHLD, END, DROP] {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        let mut lives = true;
         loop {
             let mut status = 0;
             match libc::waitpid(-1, &raw mut status, libc::WNOHANG) {
-                0 if libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) == END => end_all(child),
-                0 => {}
-                ended if ended == child => end_as(status),
-                -1 => libc::_exit(127),
+                -1 => libc::_exit(0),
+                0 => match libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) {
+                    END => break,
+                    DROP if lives => _ = libc::kill(child, libc::SIGKILL),
+                    _ => {}
+                },
+                ended if lives && ended == child => {
+                    lives = false;
+                    libc::write(0, (&raw const status).cast(), 4);
+                    // The last close: nobody waits for more.
+                    libc::close(0);
+                }
                 _ => {}
             }
         }
+        if lives {
+            libc::kill(child, libc::SIGKILL);
+        }
+        end_all()
     }
 }
 
@@ -74,13 +93,16 @@ unsafe fn watch(child: libc::pid_t) -> ! {
 ///
 /// # Safety
 /// As [`watch`].
-unsafe fn end_all(child: libc::pid_t) -> ! {
+unsafe fn end_all() -> ! {
     // SAFETY: numbers, and a live buffer. Children that were not reaped keep their numbers.
     unsafe {
-        libc::kill(child, libc::SIGKILL);
         loop {
             let mut text = [0u8; LOOK];
             let list = libc::open(c"/proc/thread-self/children".as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+            if list < 0 {
+                // They can't be told: then they are the starter's.
+                libc::_exit(0)
+            }
             let got = libc::read(list, text.as_mut_ptr().cast(), LOOK);
             libc::close(list);
             let mut pid = 0;
@@ -101,64 +123,84 @@ unsafe fn end_all(child: libc::pid_t) -> ! {
     }
 }
 
-/// Ends as a process with this status did.
-///
-/// # Safety
-/// As [`watch`].
-unsafe fn end_as(status: libc::c_int) -> ! {
-    // SAFETY: as above.
-    unsafe {
-        if libc::WIFEXITED(status) {
-            libc::_exit(libc::WEXITSTATUS(status));
-        }
-        let signal = libc::WTERMSIG(status);
-        // No core of the guard.
-        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
-        libc::signal(signal, libc::SIG_DFL);
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
-        libc::kill(libc::getpid(), signal);
-        libc::_exit(127)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io::Read as _;
+    use std::io::{Read as _, Write as _};
 
     use super::*;
-    use crate::process::{Launch, State, kill, pipe, wait_end};
+    use crate::process::{Child, Launch, State, kill, pipe, wait_end};
 
-    /// A shell behind a guard that holds a pipe on fd 3, and its other end.
-    fn guarded(script: &str) -> (i32, i32, File) {
-        let (reader, writer) = pipe().unwrap();
+    /// A shell behind a guard that holds the ends of two pipes on fds 3 and 4, and their other ends.
+    fn guarded(script: &str) -> (Child, File, File) {
+        let ((reader, told), (heard, writer)) = (pipe().unwrap(), pipe().unwrap());
         let null = || File::options().read(true).write(true).open("/dev/null").unwrap().into();
         let argv = ["/bin/sh", "-c", script].map(Into::into);
-        let launch = Launch::new(&argv, &[], [null(), null(), null()]).unwrap().fd(writer, 3);
-        let (guard, process) = launch.start_guarded().unwrap();
-        (guard, process, reader.into())
+        let launch = Launch::new(&argv, &[], [null(), null(), null()]).unwrap().fd(told, 3).fd(heard, 4);
+        (launch.start_guarded().unwrap(), reader.into(), writer.into())
+    }
+
+    /// One that leaves another behind, which waits for a word and answers it.
+    const LEAVES: &str = "(echo left >&3; read -r word <&4; echo $word >&3)& exec /bin/sleep 100";
+
+    fn hear(pipe: &mut File, word: &str) {
+        let mut said = vec![0; word.len() + 1];
+        pipe.read_exact(&mut said).unwrap();
+        assert_eq!(said, format!("{word}\n").as_bytes());
     }
 
     #[test]
-    fn it_ends_as_its_process_does() {
-        let (guard, process, _) = guarded("exit 7");
-        assert_ne!(guard, process);
-        assert_eq!(wait_end(guard).unwrap().state(), State::Exited(7));
-        let (guard, process, _) = guarded("exec /bin/sleep 100");
-        kill(process, libc::SIGKILL).unwrap();
-        assert_eq!(wait_end(guard).unwrap().state(), State::Killed(libc::SIGKILL));
+    fn it_tells_how_its_process_ended() {
+        let (mut child, ..) = guarded("exit 7");
+        let guard = child.guard().unwrap();
+        assert_ne!(guard, child.pid());
+        assert_eq!(child.wait().unwrap().state(), State::Exited(7));
+        wait_end(guard).unwrap();
+        let (mut child, ..) = guarded("exec /bin/sleep 100");
+        kill(child.pid(), libc::SIGKILL).unwrap();
+        assert_eq!(child.wait().unwrap().state(), State::Killed(libc::SIGKILL));
+        wait_end(child.guard().unwrap()).unwrap();
     }
 
     #[test]
     fn it_takes_along_what_has_left() {
-        let (guard, _, mut pipe) = guarded("(/bin/sleep 100 & echo left >&3); exec /bin/sleep 100");
-        let mut said = [0; 5];
-        pipe.read_exact(&mut said).unwrap();
-        kill(guard, END).unwrap();
-        wait_end(guard).unwrap();
+        let (mut child, mut pipe, _writer) = guarded(LEAVES);
+        hear(&mut pipe, "left");
+        kill(child.guard().unwrap(), END).unwrap();
         // Nobody holds the other end any more: the read does not wait.
-        assert_eq!(pipe.read(&mut said).unwrap(), 0);
+        assert_eq!(pipe.read(&mut [0]).unwrap(), 0);
+        assert_eq!(child.wait().unwrap().state(), State::Killed(libc::SIGKILL));
+        assert_eq!(child.guard(), None, "and reaped");
+    }
+
+    #[test]
+    fn who_is_at_an_answer_when_its_process_is_dropped_finishes_it() {
+        let (mut child, mut pipe, mut writer) = guarded(LEAVES);
+        hear(&mut pipe, "left");
+        assert_eq!(child.end().unwrap().state(), State::Killed(libc::SIGKILL));
+        writer.write_all(b"answer\n").unwrap();
+        hear(&mut pipe, "answer");
+        assert_eq!(pipe.read(&mut [0]).unwrap(), 0);
+        // Nothing is left, so the guard goes.
+        wait_end(child.guard().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn what_is_left_behind_ends_by_one_word() {
+        let (mut child, mut pipe, _writer) = guarded(LEAVES);
+        hear(&mut pipe, "left");
+        child.end().unwrap();
+        kill(child.guard().unwrap(), END).unwrap();
+        assert_eq!(pipe.read(&mut [0]).unwrap(), 0);
+        wait_end(child.guard().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_guard_that_does_not_hear_is_ended() {
+        let (mut child, ..) = guarded("exec /bin/sleep 100");
+        let guard = child.guard().unwrap();
+        kill(guard, libc::SIGSTOP).unwrap();
+        assert_eq!(child.end().unwrap().state(), State::Killed(libc::SIGKILL));
+        assert_eq!(child.guard(), None, "and reaped");
     }
 }

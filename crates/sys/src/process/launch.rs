@@ -1,11 +1,12 @@
 //! A process about to be: everything that its exec needs is prepared before the fork.
 
 use std::ffi::{CStr, CString, OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::{Place, SignalMask, guard, pipe, program, retry, wait_end};
+use super::{Child, Place, SignalMask, guard, pipe, program, retry, wait_end};
 
 /// How a new process stands to sessions, process groups and the terminal (credentials(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,17 +195,24 @@ impl Launch {
     /// Errors: that of the exec, as execvp(3) reports it (ENOENT, EACCES, ENOEXEC…), and EISDIR; EAGAIN at the limit of
     /// processes.
     pub fn start(self) -> io::Result<i32> {
-        self.fork(false).map(|(child, _)| child)
+        self.fork(None).map(|(child, _)| child)
     }
 
-    /// As [`Launch::start`], behind a guard: with the thread that starts it, all ends that it has forked. Returns the pids of the guard,
-    /// which the caller reaps in the process's stead and ends by [`END`](super::END), and of the process. None in another's place.
-    pub fn start_guarded(self) -> io::Result<(i32, i32)> {
-        let (guard, process) = self.dies_with_parent().fork(true)?;
-        Ok((guard, process.unwrap_or(guard)))
+    /// As [`Launch::start`], held as a [`Child`]. Errors: also EMFILE.
+    pub fn start_alone(self) -> io::Result<Child> {
+        Child::alone(self.start()?)
     }
 
-    fn fork(self, guarded: bool) -> io::Result<(i32, Option<i32>)> {
+    /// The same behind a guard: with the thread that starts it, all ends that it has forked. None in another's place.
+    pub fn start_guarded(self) -> io::Result<Child> {
+        let (status, writer) = pipe()?;
+        let (guard, process) = self.dies_with_parent().fork(Some(writer))?;
+        let process = process.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        Ok(Child::guarded(process, guard, File::from(status)))
+    }
+
+    /// `guarded`: behind a guard, which writes there how it ends.
+    fn fork(self, guarded: Option<OwnedFd>) -> io::Result<(i32, Option<i32>)> {
         if self.extra.len() > NAMED_FDS {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("more than {NAMED_FDS} fds handed down")));
         }
@@ -228,6 +236,7 @@ impl Launch {
         }
         let (verdict, low) = pipe()?;
         let report = lift(&low)?;
+        let end = guarded.as_ref().map(lift).transpose()?;
         // The last close of this side is how success is seen.
         drop(low);
 
@@ -240,10 +249,12 @@ impl Launch {
             -1 => Err(io::Error::last_os_error()),
             0 => {
                 let exec = |parent| self.exec(parent, &moves, &argv, &envp);
-                let errno = match &self.place {
-                    Some(place) => place.step_in(report.as_raw_fd(), &keep, &|| exec(parent)),
-                    None if guarded => guard::stand(parent, report.as_raw_fd()).map_or_else(|errno| errno, exec),
-                    None => exec(parent),
+                let errno = match (&self.place, &end) {
+                    (Some(place), _) => place.step_in(report.as_raw_fd(), &keep, &|| exec(parent)),
+                    (None, Some(end)) => {
+                        guard::stand(parent, report.as_raw_fd(), end.as_raw_fd()).map_or_else(|errno| errno, exec)
+                    }
+                    (None, None) => exec(parent),
                 };
                 // SAFETY: writes four bytes of a local to an open fd, then ends the child.
                 unsafe {

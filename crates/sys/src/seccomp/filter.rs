@@ -88,6 +88,11 @@ const SMALL: u32 = 0x4000_0003;
 const SMALL: u32 = 0x4000_0028;
 /// ioctl(2) on both of these.
 const SMALL_IOCTL: u32 = 54;
+/// add_key(2), request_key(2) and keyctl(2) there.
+#[cfg(target_arch = "x86_64")]
+const SMALL_KEYS: [u32; 3] = [286, 287, 288];
+#[cfg(target_arch = "aarch64")]
+const SMALL_KEYS: [u32; 3] = [309, 310, 311];
 /// The bit of a call by x32 programs, and its ioctl (asm/unistd_x32.h).
 const X32: u32 = 0x4000_0000;
 const X32_IOCTL: u32 = X32 | 514;
@@ -252,13 +257,33 @@ impl Filter {
         Ok(Filter { program: asm.finish()?, notifies: false })
     }
 
-    /// What refuses all that has to do with keys (keyrings(7)), as a kernel without them.
+    /// What refuses all that has to do with keys (keyrings(7)), as a kernel without them, to 32-bit programs too.
     ///
     /// # Errors
     /// None are known.
     pub fn without_keys() -> io::Result<Filter> {
-        let calls = [libc::SYS_add_key, libc::SYS_request_key, libc::SYS_keyctl];
-        Filter::new(&calls.map(|call| Rule::new(call, [], Action::Errno(libc::ENOSYS))))
+        let mut asm = Assembler::default();
+        let [native, allow, refuse] = [(); 3].map(|()| asm.label());
+        asm.put(LOAD, ARCH);
+        asm.branch(JEQ, NATIVE, true, native);
+        asm.branch(JEQ, SMALL, false, allow);
+        asm.put(LOAD, NR);
+        for number in SMALL_KEYS {
+            asm.branch(JEQ, number, true, refuse);
+        }
+        asm.jump(allow);
+        asm.place(native);
+        asm.put(LOAD, NR);
+        // x32 programs have the same numbers.
+        asm.put(AND, !X32);
+        for number in [libc::SYS_add_key, libc::SYS_request_key, libc::SYS_keyctl] {
+            asm.branch(JEQ, number as u32, true, refuse);
+        }
+        asm.place(allow);
+        asm.put(RETURN, RET_ALLOW);
+        asm.place(refuse);
+        asm.put(RETURN, RET_ERRNO | libc::ENOSYS as u32);
+        Ok(Filter { program: asm.finish()?, notifies: false })
     }
 
     /// Whether any rule traps, so that somebody must hold the listener.
@@ -370,6 +395,7 @@ fn compile_rule(asm: &mut Assembler, rule: &Rule) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::State;
 
     /// Runs a program as the kernel would, on the instructions that the assembler emits.
     fn run(filter: &Filter, nr: u32, arch: u32, args: [u64; 6]) -> u32 {
@@ -438,6 +464,59 @@ mod tests {
         assert_eq!(case(ioctl + 1, NATIVE, 0x5412), RET_ALLOW);
         assert_eq!(case(SMALL_IOCTL, NATIVE, 0x5412), RET_ALLOW);
         assert_eq!(case(ioctl, SMALL, 0x5412), RET_ALLOW);
+    }
+
+    #[test]
+    fn nobody_has_keys() {
+        let filter = Filter::without_keys().unwrap();
+        let case = |nr: u32, arch| run(&filter, nr, arch, [0; 6]);
+        let refused = RET_ERRNO | libc::ENOSYS as u32;
+        for call in [libc::SYS_add_key, libc::SYS_request_key, libc::SYS_keyctl].map(|call| call as u32) {
+            assert_eq!((case(call, NATIVE), case(call | X32, NATIVE)), (refused, refused), "{call}");
+            assert_eq!(case(call, SMALL), RET_ALLOW, "there it is another one");
+        }
+        for call in SMALL_KEYS {
+            assert_eq!((case(call, SMALL), case(call, NATIVE)), (refused, RET_ALLOW), "{call}");
+        }
+        for other in [0, SMALL_KEYS[0] - 1, SMALL_KEYS[2] + 1, u32::MAX] {
+            assert_eq!((case(other, NATIVE), case(other, SMALL)), (RET_ALLOW, RET_ALLOW), "{other}");
+        }
+    }
+
+    /// A 64-bit process that calls as a 32-bit one does (int 0x80): the filter is asked about that, too.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn keys_are_out_of_reach_by_small_numbers() {
+        let keyctl = |number: u32| {
+            let mut result = i64::from(number);
+            // SAFETY: KEYCTL_GET_KEYRING_ID of the session's, without making one: numbers only. The kernel clobbers r8 to r11 there.
+            unsafe {
+                std::arch::asm!(
+                    "push rbx", "xor ebx, ebx", "int 0x80", "pop rbx",
+                    inlateout("rax") result, in("rcx") -3_i64, in("rdx") 0_i64,
+                    out("r8") _, out("r9") _, out("r10") _, out("r11") _
+                );
+            }
+            result as i32
+        };
+        let filter = Filter::without_keys().unwrap();
+        // SAFETY: the child makes system calls only, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let before = keyctl(SMALL_KEYS[2]);
+            let stands = crate::ns::no_new_privileges().is_ok() && filter.install_alone().is_ok();
+            let after = keyctl(SMALL_KEYS[2]);
+            // SAFETY: ends the child.
+            unsafe {
+                libc::_exit(if before == -libc::ENOSYS { 2 } else { i32::from(!stands || after != -libc::ENOSYS) })
+            }
+        }
+        match crate::process::wait_end(child).unwrap().state() {
+            State::Exited(0) => {}
+            // Killed: it has no 32-bit calls at all.
+            State::Exited(2) | State::Killed(_) => println!("SKIP: a kernel without keys, or without 32-bit programs"),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

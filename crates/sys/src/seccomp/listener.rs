@@ -156,14 +156,15 @@ impl Listener {
     }
 }
 
-/// The signal that ends a wait in [`Listener::receive`] with EINTR.
+/// The signal that ends a wait in [`Listener::receive`] with EINTR: one that processes ignore which have no handler for it, so that a
+/// server's filter may let it through (signal(7)).
 pub fn interrupt_number() -> u32 {
     interrupt_signal().cast_unsigned()
 }
 
 /// The same, as libc takes it.
 pub(crate) fn interrupt_signal() -> libc::c_int {
-    libc::SIGRTMIN() + 5
+    libc::SIGURG
 }
 
 extern "C" fn nothing(_: libc::c_int) {}

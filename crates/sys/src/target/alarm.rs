@@ -136,15 +136,8 @@ impl Watch {
     }
 
     fn interrupt(&self) {
-        // SAFETY: plain numbers; the thread lives, since it is in a call of its own.
-        unsafe {
-            // A first thread is its process to kill(2), which a server's filter lets through for this signal.
-            if self.thread == self.process {
-                libc::kill(self.process, interrupt_signal());
-            } else {
-                libc::syscall(libc::SYS_tgkill, self.process, self.thread, interrupt_signal());
-            }
-        }
+        // The thread lives, since it is in a call of its own.
+        let _ = crate::process::signal_thread(self.process, self.thread, interrupt_signal());
     }
 }
 

@@ -15,7 +15,7 @@
 //!
 //! Threads: one worker receives and answers; a clock, started by the first call that waits, ends waits that nobody ends;
 //! a third, started by the first burst of calls, keeps a second CPU awake during bursts. Under `share` after another network, a relay
-//! lets clients in from outside.
+//! lets clients in from outside, from a process of its own like the worker's.
 //! Locks: that of [`State`], taken for the length of one call; after it that of the relay.
 
 mod accept;
@@ -172,12 +172,10 @@ impl Server {
             relay: (kinds.now == Kind::Share && !kinds.is_one()).then(relay::Relay::new).transpose()?,
             tap,
         });
-        // All that stands outside of it is there.
-        let shares = kinds.had(Kind::Share);
-        if !shares {
-            drop_capabilities()?;
-        }
-        confine_calls(if shares { Sockets::Any } else { Sockets::Local })?;
+        // All that stands outside of it is there. What it makes and binds is for programs, which have no capability outside of their
+        // environment.
+        drop_capabilities()?;
+        confine_calls(if kinds.had(Kind::Share) { Sockets::Any } else { Sockets::Local })?;
         let worker = worker::spawn(Arc::clone(&shared), source, turn, calm)?;
         let relay = shared.relay.is_some().then(|| relay::spawn(&shared)).transpose()?;
         Ok(Server { shared, worker: Some(worker), relay, passer })

@@ -12,7 +12,7 @@ use super::connect::PATIENCE;
 use super::state::{State, Trap};
 use hurdle_netstack::address::{Endpoint, Family, Host};
 use hurdle_netstack::name::{Bound, Meaning, Name};
-use hurdle_sys::process::{self, Event, Inputs, Until};
+use hurdle_sys::process::{self, Event, Inputs, Rest, Until, not_the_worker, run_apart};
 use hurdle_sys::seccomp::Call;
 use hurdle_sys::target::{Alarm, socket};
 use std::collections::{HashMap, HashSet};
@@ -169,17 +169,23 @@ impl Doors {
 pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<JoinHandle<()>> {
     let shared = Arc::clone(shared);
     Builder::new().name("hurdle-relay".into()).stack_size(128 << 10).spawn(move || {
-        let Some(relay) = &shared.relay else { return };
-        // It binds for programs, which may be anybody's: no port that only root may have outside.
-        if process::drop_capabilities().is_err() {
-            return;
+        // Its clients wake programs that wait in accept(2): as the worker, it is not to be killed in the midst of such an answer.
+        let own = shared.clone();
+        match run_apart(&Arc::default(), Box::new(move |rest| run(&own, rest))) {
+            Ok(()) => {}
+            Err(e) if e.raw_os_error().is_some() => run(&shared, &Rest::NONE),
+            Err(e) => {
+                eprintln!("{e}");
+                std::process::exit(1);
+            }
         }
-        run(&shared, relay, &Alarm::new(PATIENCE));
-        relay.doors().open.clear();
     })
 }
 
-fn run(shared: &Arc<Shared>, relay: &Relay, alarm: &Alarm) {
+fn run(shared: &Arc<Shared>, rest: &Rest) {
+    let Some(relay) = &shared.relay else { return };
+    let alarm = Alarm::new(PATIENCE);
+    rest.begin();
     // Clients of listeners whose queues are full.
     let mut waiting = Vec::new();
     let mut fresh = Instant::now();
@@ -192,7 +198,7 @@ fn run(shared: &Arc<Shared>, relay: &Relay, alarm: &Alarm) {
             look = (now < fresh).then_some(OFTEN).or(later.then_some(LOOK)).map(|pause| now + pause);
         }
         let left = relay.welcome(&mut waiting);
-        introduce(&mut waiting, shared, relay, alarm);
+        introduce(&mut waiting, shared, relay, &alarm, rest);
         let retry = (left || !waiting.is_empty()).then(|| Instant::now() + AGAIN);
         let fds = [(relay.bell.as_fd(), Until::Readable), (relay.clients.as_fd(), Until::Readable)];
         let fds = if left { &fds[..1] } else { &fds[..] };
@@ -203,16 +209,17 @@ fn run(shared: &Arc<Shared>, relay: &Relay, alarm: &Alarm) {
             (fresh, look) = (now + FRESH, Some(now));
         }
     }
+    relay.doors().open.clear();
 }
 
 /// Brings clients to the listeners that they have come for.
-fn introduce(waiting: &mut Vec<(TcpStream, Door)>, shared: &Arc<Shared>, relay: &Relay, alarm: &Alarm) {
+fn introduce(waiting: &mut Vec<(TcpStream, Door)>, shared: &Arc<Shared>, relay: &Relay, alarm: &Alarm, rest: &Rest) {
     let mut full = HashSet::new();
     waiting.retain(|(client, door)| {
         if full.contains(door) {
             return true;
         }
-        match knock(shared, alarm, client, door) {
+        match knock(shared, alarm, rest, client, door) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => full.insert(*door),
             Err(_) => false,
             Ok(inner) => {
@@ -220,6 +227,7 @@ fn introduce(waiting: &mut Vec<(TcpStream, Door)>, shared: &Arc<Shared>, relay: 
                     // Without a thread it is closed.
                     let carried = relay.carried.clone();
                     let carry = move || {
+                        not_the_worker();
                         inner.carry(client);
                         drop(carried);
                     };
@@ -305,7 +313,7 @@ fn endpoint(address: SocketAddr) -> Endpoint {
 }
 
 /// A connection for a client to the listener that he has come for. `WouldBlock`: its queue is full.
-fn knock(shared: &Arc<Shared>, alarm: &Alarm, client: &TcpStream, door: &Door) -> io::Result<Inner> {
+fn knock(shared: &Arc<Shared>, alarm: &Alarm, rest: &Rest, client: &TcpStream, door: &Door) -> io::Result<Inner> {
     let (from, to) = (endpoint(client.peer_addr()?), endpoint(client.local_addr()?));
     let family = if matches!(to.host, Host::Four(_)) { Family::V4 } else { Family::V6 };
     let mut state = shared.lock();
@@ -324,9 +332,12 @@ fn knock(shared: &Arc<Shared>, alarm: &Alarm, client: &TcpStream, door: &Door) -
     shared.connections.fetch_add(1, Ordering::Relaxed);
     // As after a program's connect(2).
     if state.accepting.contains_key(&listener) {
+        rest.end();
         let nobody = Call::default();
         let trap = Trap { call: &nobody, listener: &shared.listener, alarm, recovered: false };
         state.serve_accepts(&trap, listener, shared);
+        drop(state);
+        rest.begin();
     }
     Ok(Inner { stream: fd.into(), to: None })
 }
@@ -405,6 +416,7 @@ impl Carried {
     }
 
     fn back(&self) {
+        not_the_worker();
         let copied = io::copy(&mut &self.inner, &mut &self.outer).is_ok();
         // A reset is told to one of both directions, and looks like an end to the other.
         let reset = !self.sent.load(Ordering::SeqCst) && socket::is_closed(self.inner.as_fd());

@@ -37,7 +37,7 @@ pub(crate) fn enter(env: &str, command: Vec<OsString>) -> Result<ExitCode, Failu
             let (code, why) = hurdle_core::exec_failure(&io::Error::from_raw_os_error(refused.errno));
             Failure::new(name, why).code(code)
         }
-        _ => Failure::call(env, &e),
+        _ => look::failed(env, "proc", env, &e),
     })?;
     session.signal = Box::new(move |signal| _ = client.signal(pid, signal).wait());
     match session.follow()? {

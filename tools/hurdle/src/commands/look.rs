@@ -61,6 +61,22 @@ pub(crate) fn server(env: &str, interface: &str) -> Result<Channel, Failure> {
     Ok(Channel::from(fd.into_owned()?))
 }
 
+/// A call that failed; of a server that died, what is known of its end.
+pub(crate) fn failed(env: &str, interface: &str, call: &str, error: &CallError) -> Failure {
+    let right = || {
+        let info = find(env).ok()?.info().wait().ok()?;
+        info.rights.into_iter().find(|right| right.interface == interface)
+    };
+    let Some(right) = matches!(error, CallError::Dead).then(right).flatten() else {
+        return Failure::call(call, error);
+    };
+    let why = match right.state {
+        RightState::Failed { reason } => reason,
+        _ => right.stderr.last().map_or_else(|| "it said nothing".into(), |line| format!("it said: {line}")),
+    };
+    Failure::new(call, format!("the {interface} server died; {why}"))
+}
+
 pub(crate) fn ls(env: Option<&str>, json: bool) -> Result<ExitCode, Failure> {
     let mut infos = Vec::new();
     match env {
@@ -174,7 +190,7 @@ fn servers(info: &EnvInfo) -> String {
 
 pub(crate) fn ps(env: &str, json: bool) -> Result<ExitCode, Failure> {
     let client = proc::Client::from(server(env, "proc")?);
-    let list = client.list().wait().map_err(|e| Failure::call(env, &e))?;
+    let list = client.list().wait().map_err(|e| failed(env, "proc", env, &e))?;
     if json {
         return output::json(&list);
     }

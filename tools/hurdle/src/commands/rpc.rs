@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use hurdle_proto::core::RightState;
-use hurdle_wire::{CallError, Connection, Description, call_text, describe};
+use hurdle_wire::{Connection, Description, call_text, describe};
 
 use super::look;
 use crate::failure::Failure;
@@ -22,7 +21,7 @@ pub(crate) fn rpc(env: &str, call: Option<&str>, arguments: &[String], json: boo
         Connection::new(look::server(env, interface)?)
     };
     if name.is_none() {
-        let described = waiting(call, || describe(&connection)).map_err(|e| failed(env, interface, call, &e))?;
+        let described = waiting(call, || describe(&connection)).map_err(|e| look::failed(env, interface, call, &e))?;
         if json {
             return output::json(&described);
         }
@@ -32,27 +31,11 @@ pub(crate) fn rpc(env: &str, call: Option<&str>, arguments: &[String], json: boo
     let value = |text: &String| serde_json::from_str(text).unwrap_or_else(|_| serde_json::Value::from(text.as_str()));
     let text = serde_json::Value::from_iter(arguments.iter().map(value)).to_string();
     let answer = waiting(call, || call_text(&connection, call, &text));
-    output::line(answer.map_err(|e| failed(env, interface, call, &e))?)
+    output::line(answer.map_err(|e| look::failed(env, interface, call, &e))?)
 }
 
 fn waiting<T>(call: &str, ask: impl FnOnce() -> T) -> T {
     progress::during(&format!("waiting for {call}"), ask)
-}
-
-/// A call that failed; of a server that died, what is known of its end.
-fn failed(env: &str, interface: &str, call: &str, error: &CallError) -> Failure {
-    let right = || {
-        let info = look::find(env).ok()?.info().wait().ok()?;
-        info.rights.into_iter().find(|right| right.interface == interface)
-    };
-    let Some(right) = matches!(error, CallError::Dead).then(right).flatten() else {
-        return Failure::call(call, error);
-    };
-    let why = match right.state {
-        RightState::Failed { reason } => reason,
-        _ => right.stderr.last().map_or_else(|| "it said nothing".into(), |line| format!("it said: {line}")),
-    };
-    Failure::new(call, format!("the {interface} server died; {why}"))
 }
 
 fn interfaces(env: &str, json: bool) -> Result<ExitCode, Failure> {
