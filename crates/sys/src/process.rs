@@ -8,6 +8,7 @@ mod near;
 mod place;
 mod program;
 mod signals;
+mod twin;
 mod wait;
 
 use std::io;
@@ -21,8 +22,9 @@ pub use aside::run_aside;
 pub use guard::END;
 pub use launch::{Group, Launch};
 pub use near::Near;
-pub use place::Place;
+pub use place::{Place, Stance};
 pub use signals::{SignalMask, Signals, die_by, hear_of_children, signal_name, signal_number};
+pub use twin::{rename, take_variable, twin};
 pub use wait::{State, Status, try_wait, wait, wait_end};
 
 /// pidfd_open(2). ESRCH: no such process.

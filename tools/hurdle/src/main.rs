@@ -13,6 +13,7 @@ mod output;
 mod policy;
 mod progress;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -23,7 +24,11 @@ use failure::{Failure, OWN};
 
 fn main() -> ExitCode {
     complete::answer();
-    let done = match Cli::try_parse_from(cli::arguments(std::env::args_os())) {
+    carry_out(std::env::args_os().collect())
+}
+
+fn carry_out(arguments: Vec<OsString>) -> ExitCode {
+    let done = match Cli::try_parse_from(cli::arguments(arguments)) {
         Ok(cli) => perform(cli),
         Err(e) if e.use_stderr() => {
             let _ = e.print();
@@ -67,6 +72,14 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
             "auth" => Ok(hurdle_auth::serve()),
             "proc" => Ok(hurdle_proc::serve()),
             _ => Err(Failure::new(interface, "no standard server has this interface")),
+        },
+        Command::Porter => match hurdle_core::serve_porter(|| {
+            // The memory that the next command line takes.
+            let _ = Cli::try_parse_from(["hurdle", "run", "--net", "local", "--", "true"]);
+        })? {
+            // A copy of this process, which is to be another command.
+            Some(arguments) => Ok(carry_out(arguments)),
+            None => Ok(ExitCode::SUCCESS),
         },
         Command::Ask { name } => commands::exit::ask_here(&name),
         Command::Memory { what, path } => cow::memory_here(what == "store", &path),

@@ -26,7 +26,8 @@ pub(crate) const UNTRAPPED: &str = "HURDLE_UNTRAPPED";
 
 pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
     let rights = rights(&options)?;
-    let untrapped = std::env::var_os(UNTRAPPED);
+    // Out of the environment before anything is started, which could take another fd of that number for it.
+    let untrapped = process::take_variable(UNTRAPPED)?;
     if untrapped.is_none()
         && policy::traps(&rights, options.swappable)?
         && let Some(door) = hurdle_core::knock()
@@ -75,7 +76,7 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
         rights,
         start: Start {
             argv,
-            env: std::env::vars_os().filter(|(key, _)| key != UNTRAPPED).collect(),
+            env: std::env::vars_os().collect(),
             // One without a path (it was deleted) is nowhere to be entered: the program stays in it.
             cwd: std::env::current_dir().map(OsString::from).unwrap_or_default(),
             group: if options.detach { Group::Session } else { group() },
