@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
@@ -20,6 +20,8 @@ use crate::porter::{First, Slot, held};
 pub(crate) struct Door {
     /// The caller.
     peer: OwnedFd,
+    /// Where it stood when it came, until it asks: looked up while it still reads its command line.
+    place: Mutex<Option<io::Result<Place>>>,
     /// How many seccomp filters the environment's programs are below.
     filters: u32,
     /// What it has started and was not reaped yet, so that the numbers are its own.
@@ -42,18 +44,22 @@ impl Door {
         porter: Slot,
         mailbox: Mailbox,
     ) -> Door {
-        Door { peer, filters, started: Arc::default(), all, porter, mailbox }
+        let place = Mutex::new(Some(peer.try_clone().and_then(|peer| Place::of(peer, filters))));
+        Door { peer, place, filters, started: Arc::default(), all, porter, mailbox }
+    }
+
+    /// Where the caller stands; to go on as the same program, where it stood.
+    fn place(&self, again: bool) -> Result<Place, Refused> {
+        let known = held(&self.place).take().filter(|_| again);
+        let place = known.unwrap_or_else(|| Place::of(self.peer.try_clone()?, self.filters));
+        place.map_err(|e| Refused::new(e.raw_os_error().unwrap_or(os::EPERM), e.to_string()))
     }
 
     fn start(&self, program: Program, again: bool) -> Result<i32, Refused> {
         if !held(&self.started).is_empty() {
             return Err(Refused::new(os::EBUSY, "one program at a time"));
         }
-        let peer = self.peer.try_clone()?;
-        let place = Place::of(peer, self.filters).map_err(|e| match e.raw_os_error() {
-            Some(errno) => Refused::new(errno, e.to_string()),
-            None => Refused::new(os::EPERM, e.to_string()),
-        })?;
+        let place = self.place(again)?;
         let mut all = held(&self.all);
         let porter = held(&self.porter).clone().filter(|_| again);
         let copy = porter.as_ref().and_then(|porter| porter.run(&place, &program, &mut all));

@@ -136,7 +136,8 @@ hurdle_wire::interface! {
         1 fn spawn(program: Program) -> i32;
         /// Sends it a signal.
         2 fn signal(number: i32, signal: i32) -> ();
-        /// As `spawn`, of the very file that the caller runs: it may be a copy of a process that has executed it already.
+        /// As `spawn`, of the very file that the caller runs: it may be a copy of a process that has executed it already. It stands where
+        /// the caller stood when it connected.
         3 fn again(program: Program) -> i32;
     }
 }

@@ -21,6 +21,7 @@ use clap::Parser as _;
 use cli::{Cli, Command};
 use commands::{commit, diff, enter, layers, look, rpc, run, trace};
 use failure::{Failure, OWN};
+use hurdle_proto::core::door::Client as Door;
 
 fn main() -> ExitCode {
     complete::answer();
@@ -28,8 +29,10 @@ fn main() -> ExitCode {
 }
 
 fn carry_out(arguments: Vec<OsString>) -> ExitCode {
+    // The core of the environment that this is in makes ready while the command line is read.
+    let door = arguments.get(1).filter(|command| *command == "run").and_then(|_| hurdle_core::knock());
     let done = match Cli::try_parse_from(cli::arguments(arguments)) {
-        Ok(cli) => perform(cli),
+        Ok(cli) => perform(cli, door),
         Err(e) if e.use_stderr() => {
             let _ = e.print();
             return ExitCode::from(OWN);
@@ -43,10 +46,10 @@ fn carry_out(arguments: Vec<OsString>) -> ExitCode {
     })
 }
 
-fn perform(cli: Cli) -> Result<ExitCode, Failure> {
+fn perform(cli: Cli, door: Option<Door>) -> Result<ExitCode, Failure> {
     let json = cli.json;
     match cli.command {
-        Command::Run(options) => run::run(options),
+        Command::Run(options) => run::run(options, door),
         Command::Ls { env } => look::ls(env.as_deref(), json),
         Command::Ps { env } => look::ps(&env, json),
         Command::Enter { env, command } => enter::enter(&env, command),
