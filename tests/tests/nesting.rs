@@ -271,3 +271,141 @@ fn a_network_made_inside_is_cut_off() {
     }
     hurdle.assert_nothing_left();
 }
+
+/// What is common to the scripts below, in an environment: nested ones, and the porter of this one.
+const PORTER: &str = r#"
+import os, signal, subprocess, sys, time
+own = sys.argv[1]
+def words(pid):
+    try: return open(f"/proc/{pid}/cmdline").read().split("\0")[:-1]
+    except OSError: return []
+def porters():
+    return [pid for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdigit()) if words(pid)[1:] == ["porter"]]
+def until(what, test):
+    end = time.time() + 20
+    while not test():
+        assert time.time() < end, what
+        time.sleep(0.01)
+def run(*command, **how):
+    return subprocess.run([own, "run", "--net", "local", "--", *command], stdout=subprocess.PIPE, text=True, timeout=20, **how)
+def stand():
+    # The first nested one has it started, and the end of each makes the next copy.
+    assert run("true").returncode == 0
+    until("a porter and its copy", lambda: len(porters()) == 2)
+    return porters()
+"#;
+
+#[test]
+fn a_porter_starts_what_an_exec_would() {
+    let hurdle = Hurdle::new();
+    let own = hurdle.binary().to_str().expect("a plain path");
+    // The ids that it shows, what it was handed, and what the process that serves it shows of itself.
+    let script = r#"
+SEEN = "pwd; echo $WHAT; umask; ulimit -n; nice; id -u; id -g; cat <&5; grep -E 'SigIgn|SigBlk|NoNewPrivs|Cap|Seccomp' /proc/self/status; exit 7"
+def seen(**how):
+    read, write = os.pipe(); os.write(write, b"on a pipe\n"); os.close(write)
+    def hand(): os.dup2(read, 5)
+    command = [own, "run", "--net", "local", "--fd", "5", "--", "sh", "-c", SEEN]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, pass_fds=[5], preexec_fn=hand, timeout=20, **how)
+    os.close(read)
+    return done.returncode, done.stdout
+def both(before=lambda: None, **how):
+    before()
+    porter, copy = stand()
+    by_porter = seen(**how)
+    os.kill(porter, signal.SIGKILL)
+    until("it is gone", lambda: not porters())
+    by_exec = seen(**how)
+    assert by_porter == by_exec, (by_porter, by_exec)
+    assert by_porter[0] == 7 and "on a pipe" in by_porter[1], by_porter
+    until("the next one", lambda: len(porters()) == 2)
+both(cwd="/usr", env={**os.environ, "WHAT": "first"})
+both(before=lambda: os.umask(0o27), cwd="/", env={**os.environ, "WHAT": "second"})
+# The copy itself has become the next one's core, and shows its arguments and its variables, in the session of its own.
+porter, copy = stand()
+child = subprocess.Popen([own, "run", "--net", "local", "--", "sleep", "1000"], env={**os.environ, "WHAT": "third"})
+until("it has its task", lambda: words(copy)[1:2] == ["run"])
+assert words(copy)[1:] == ["run", "--net", "local", "--", "sleep", "1000"], words(copy)
+assert "WHAT=third" in open(f"/proc/{copy}/environ").read().split("\0")
+assert os.getsid(copy) == copy
+inside = lambda: any(words(pid) == ["sleep", "1000"] for pid in map(int, filter(str.isdigit, os.listdir("/proc"))))
+until("it runs", inside)
+# It ends with who asked for it.
+child.kill(); child.wait()
+until("it ends", lambda: not inside() and not words(copy))
+# Who stands elsewhere, in any respect, is not its to serve.
+stand()
+for before in [lambda: os.nice(1), lambda: os.umask(0o77), lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
+               lambda: os.chroot("/") or os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})]:
+    porter, copy = porters()
+    assert run("true", preexec_fn=before).returncode == 0
+    assert porters() == [porter, copy]
+assert run("true").returncode == 0 and copy not in porters()
+print("same")
+"#;
+    for auth in ["root,ids=one", "same"] {
+        let script = if auth == "same" { script.replace("os.chroot(\"/\") or ", "") } else { script.into() };
+        let mut run = hurdle.run(&["--net", "local", "--auth", auth], "python3");
+        let done = finish(run.args(["-c", &format!("{PORTER}{script}"), own]), LIMIT).success();
+        assert_eq!((&*done.stdout, &*done.stderr), ("same\n", ""), "{auth}: {done}");
+    }
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn a_porter_may_die_or_stand_still_and_leaves_when_idle() {
+    let hurdle = Hurdle::new();
+    let own = hurdle.binary().to_str().expect("a plain path");
+    let script = r#"
+for what in [signal.SIGKILL, signal.SIGSTOP]:
+    for whom in [[0], [1], [0, 1]]:
+        both = stand()
+        for n in whom:
+            try: os.kill(both[n], what)
+            # A copy does not outlive its porter.
+            except ProcessLookupError: assert n == 1
+        for code in [5, 6]:
+            assert run("sh", "-c", f"exit {code}").returncode == code
+        until("they are gone", lambda: not any(both[n] in porters() for n in whom))
+stand()
+until("it leaves by itself", lambda: not porters())
+# One that is there at the end of the environment is no obstacle to it.
+stand()
+print("went on")
+"#;
+    let mut run = hurdle.run(&["--net", "local"], "python3");
+    let done = finish(run.args(["-c", &format!("{PORTER}{script}"), own]), 2 * LIMIT).success();
+    assert_eq!((&*done.stdout, &*done.stderr), ("went on\n", ""), "{done}");
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn what_a_nested_one_is_told_goes_no_further() {
+    let hurdle = Hurdle::new();
+    let own = hurdle.binary().to_str().expect("a plain path");
+    let (outer, inner) = (hurdle.name("outer"), hurdle.name("inner"));
+    let (logs, server) = (hurdle.logs().display(), hurdle.logs().join("server"));
+    std::fs::write(&server, format!("#!/bin/sh\nenv > {logs}/new; mv {logs}/new {logs}/seen.$TURN\n"))
+        .expect("own file");
+    std::fs::set_permissions(&server, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("own file");
+    // By an exec, and by a porter.
+    let text = format!(
+        "for TURN in 1 2; do export TURN; {own} run --net local --name {inner}$TURN --server seer={} -- sh -c \
+         'env; while [ ! -e {logs}/done.$TURN ]; do sleep 0.02; done'; done",
+        server.display()
+    );
+    let running = hurdle.start(hurdle.run(&["--name", &outer, "--net", "local"], "/bin/sh").args(["-c", &text]), "log");
+    for turn in 1..=2 {
+        let variables = until("its server runs", || {
+            // Each call wakes one, which answers nothing.
+            hurdle.call(&["rpc", &format!("{outer}/{inner}{turn}"), "seer"]);
+            std::fs::read_to_string(hurdle.logs().join(format!("seen.{turn}"))).ok()
+        });
+        assert!(variables.contains("PATH=") && !variables.contains("HURDLE_UNTRAPPED"), "{variables}");
+        std::fs::write(hurdle.logs().join(format!("done.{turn}")), "").expect("own file");
+    }
+    assert!(running.join().success());
+    let log = std::fs::read_to_string(hurdle.logs().join("log")).expect("own file");
+    assert!(log.contains("PATH=") && !log.contains("HURDLE_UNTRAPPED"), "{log}");
+    hurdle.assert_nothing_left();
+}

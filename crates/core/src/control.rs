@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::door::Door;
 use crate::env::{Ask, Mailbox};
+use crate::porter::Slot;
 use crate::{nest, os};
 
 fn prefix() -> String {
@@ -106,6 +107,8 @@ pub(crate) struct Callers {
     threads: Arc<AtomicUsize>,
     /// The processes that were started for them. Locked from before the start of one.
     pub(crate) started: Arc<Mutex<HashSet<i32>>>,
+    /// Who may start them.
+    pub(crate) porter: Slot,
 }
 
 /// How many callers are served at a time; one more is turned away.
@@ -115,7 +118,13 @@ const GUESTS: usize = 32;
 
 impl Callers {
     pub(crate) fn new(tap: &Tap) -> Callers {
-        Callers { stopper: Stopper::new(), tap: tap.clone(), threads: Arc::default(), started: Arc::default() }
+        Callers {
+            stopper: Stopper::new(),
+            tap: tap.clone(),
+            threads: Arc::default(),
+            started: Arc::default(),
+            porter: Slot::default(),
+        }
     }
 
     /// Starts the thread of one caller. EAGAIN: there are too many.
@@ -158,8 +167,8 @@ impl Callers {
     pub(crate) fn serve_door(&self, socket: OwnedFd, filters: u32, mailbox: Mailbox) -> io::Result<()> {
         let (pid, uid) = abstract_socket::peer(&socket)?;
         let peer = abstract_socket::peer_pidfd(&socket)?;
-        let started = self.started.clone();
-        let router = move || door::service(Door::new(peer, filters, started)).into();
+        let (started, porter, mail) = (self.started.clone(), self.porter.clone(), mailbox.clone());
+        let router = move || door::service(Door::new(peer, filters, started, porter, mail)).into();
         self.start(GUESTS, socket, Peer { pid, uid }, mailbox, router, || ())
     }
 

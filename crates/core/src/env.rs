@@ -3,6 +3,7 @@
 mod job;
 mod lend;
 mod offer;
+mod porter;
 mod stand;
 mod strays;
 mod swap;
@@ -28,6 +29,7 @@ use tokio::sync::oneshot;
 use crate::control::Callers;
 use crate::launch::{self, Launched};
 use crate::nest::{self, Below};
+use crate::porter::{First, Porter};
 use crate::right::{Borrower, Holder, Right};
 use crate::{Error, Policy, Setup, control, os};
 use strays::Strays;
@@ -71,6 +73,8 @@ pub(crate) enum Ask {
         peer: Peer,
         answer: Answer<Result<(), Refused>>,
     },
+    /// The caller of the door would be served faster by a porter.
+    Porter(First),
     /// What may be environments inside, and the number of pid 1.
     Below(Answer<(Vec<Below>, i32)>),
     Wait(Answer<i32>),
@@ -133,6 +137,8 @@ enum Source {
     Control,
     /// A program inside wants a sub-environment.
     Door,
+    /// The porter has ended.
+    Porter,
     /// A core inside makes itself known.
     Nest,
     /// The core around this one asks.
@@ -167,6 +173,9 @@ pub(crate) struct Env {
     listener: Option<OwnedFd>,
     /// Where programs inside come to.
     door: Option<OwnedFd>,
+    /// Who helps them, at the moment; whether there ever was one.
+    porter: Option<Arc<Porter>>,
+    engaged: bool,
     /// Where cores inside come to.
     nest: Option<OwnedFd>,
     below: Vec<Below>,
@@ -254,6 +263,8 @@ impl Env {
             signals,
             listener: Some(listener),
             door: None,
+            porter: None,
+            engaged: false,
             nest: None,
             below: Vec::new(),
             above,
@@ -340,6 +351,7 @@ impl Env {
                 }
                 Source::Control => self.admit(),
                 Source::Door => self.open_door(),
+                Source::Porter => self.dismiss_porter(),
                 Source::Nest => self.open_nest(),
                 Source::Above => self.answer_above(),
                 Source::Below(n) => self.forget(n),
@@ -395,6 +407,9 @@ impl Env {
         }
         if let Some(door) = &self.door {
             watch(Source::Door, door.as_fd(), Until::Readable);
+        }
+        if let Some(porter) = &self.porter {
+            watch(Source::Porter, porter.pidfd.as_fd(), Until::Readable);
         }
         for channel in self.tracing.channels() {
             watch(Source::Tracer, channel.as_fd(), Until::Ended);
@@ -531,6 +546,7 @@ impl Env {
             Ask::Serve { interface, server, peer, answer } => {
                 let _ = answer.send(self.offer(&interface, server, peer));
             }
+            Ask::Porter(first) => self.engage_porter(first),
             Ask::Below(answer) => {
                 // Also those who have just come.
                 self.open_nest();
@@ -629,7 +645,9 @@ impl Env {
         self.door = None;
         self.nest = None;
         self.rights.clear();
+        self.dismiss_porter();
         let _ = process::signal(&self.launched.init.pidfd, os::SIGKILL);
+        self.clear_the_way();
         let _ = process::wait_end(self.launched.init.pid);
         self.end_all_strays();
         let raw = status.unwrap_or(Status(os::SIGKILL)).0;

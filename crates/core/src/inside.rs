@@ -320,7 +320,7 @@ impl init::init::Server for Hand {
 /// A program of a message, and the pipe of its statuses.
 pub(crate) fn prepare(program: Program) -> Result<(Launch, OwnedFd), Refused> {
     let argv: Vec<_> = program.argv.into_iter().map(os::string).collect();
-    let env: Vec<_> = program.env.into_iter().map(|(k, v)| (os::string(k), os::string(v))).collect();
+    let env = os::pairs(program.env);
     let group = match program.group {
         Group::Inherit => process::Group::Inherit,
         Group::Foreground => process::Group::Foreground,

@@ -9,7 +9,7 @@
 //! - `env`: the loop that owns all of it, on the main thread alone, so nothing is locked; it starts every process, since
 //!   what it starts dies with this thread;
 //! - `control`: the `core` interface on an abstract socket, a thread per caller, which only asks the loop; `door`: the way to a
-//!   sub-environment, for programs inside; `nest`: how the core around an environment comes to know it.
+//!   sub-environment, for programs inside, `porter` what makes it short; `nest`: how the core around an environment comes to know it.
 
 mod control;
 mod door;
@@ -19,6 +19,7 @@ mod inside;
 mod launch;
 mod nest;
 mod os;
+mod porter;
 mod refuse;
 mod right;
 
@@ -35,6 +36,7 @@ pub use control::{connect, knock, legal as is_name, names};
 pub use env::FORWARDED;
 pub use launch::Start;
 pub use os::{complain, exec_failure};
+pub use porter::serve_porter;
 
 /// How a server's process is started.
 #[derive(Debug, Clone)]

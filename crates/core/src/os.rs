@@ -27,6 +27,11 @@ pub(crate) fn with_cure(error: &io::Error) -> String {
     }
 }
 
+/// Environment variables of a message.
+pub(crate) fn pairs(env: Vec<(Vec<u8>, Vec<u8>)>) -> Vec<(OsString, OsString)> {
+    env.into_iter().map(|(key, value)| (string(key), string(value))).collect()
+}
+
 /// The exit code and the words for a program that could not be run, as shells have them: 127 not found, 126 found but not
 /// to be run.
 pub fn exec_failure(error: &io::Error) -> (u8, String) {

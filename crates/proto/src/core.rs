@@ -136,6 +136,20 @@ hurdle_wire::interface! {
         1 fn spawn(program: Program) -> i32;
         /// Sends it a signal.
         2 fn signal(number: i32, signal: i32) -> ();
+        /// As `spawn`, of the very file that the caller runs: it may be a copy of a process that has executed it already. It stands where
+        /// the caller stood when it connected.
+        3 fn again(program: Program) -> i32;
+    }
+}
+
+hurdle_wire::interface! {
+    /// Served by a porter: a process of hurdle's that stands in an environment below no trap, and is called by its core. What it says
+    /// itself are bytes, no frames.
+    pub mod porter = 11 {
+        /// Makes a copy of itself, which first sends a pidfd of itself on `channel`, and then serves this interface there.
+        1 oneway fn copy(channel: Fd);
+        /// Goes on as `program`, in the directory `cwd`, and sends a byte once it stands.
+        2 oneway fn run(program: Program, cwd: Fd);
     }
 }
 

@@ -13,9 +13,10 @@ use std::path::{Path, PathBuf};
 use hurdle_proto::{auth, core, fs, init, net, process, server};
 use hurdle_wire::{Interface, shape};
 
-const INTERFACES: [&Interface; 10] = [
+const INTERFACES: [&Interface; 11] = [
     &core::core::INTERFACE,
     &core::door::INTERFACE,
+    &core::porter::INTERFACE,
     &core::tracer::INTERFACE,
     &server::server::INTERFACE,
     &server::store::INTERFACE,

@@ -9,6 +9,7 @@ mod near;
 mod place;
 mod program;
 mod signals;
+mod twin;
 mod wait;
 
 use std::io;
@@ -23,8 +24,9 @@ pub use child::Child;
 pub use guard::END;
 pub use launch::{Group, Launch};
 pub use near::Near;
-pub use place::Place;
+pub use place::{Place, Stance};
 pub use signals::{SignalMask, Signals, die_by, hear_of_children, signal_name, signal_number};
+pub use twin::{rename, take_variable, twin};
 pub use wait::{State, Status, try_wait, wait, wait_end};
 
 /// pidfd_open(2). ESRCH: no such process.

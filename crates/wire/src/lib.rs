@@ -68,7 +68,7 @@ pub use error::{CallError, Refused};
 pub use fd::{Bytes, Fd};
 pub use frame::{FDS_MAX, HEADER_LEN, INLINE_MAX, PAYLOAD_MAX};
 pub use interface::{CallDescription, CallInfo, Description, Interface, shape};
-pub use serve::{End, Limits, ServeOptions, Stopper, serve};
+pub use serve::{End, Limits, ServeOptions, Stopper, serve, serve_once};
 pub use service::{Answer, Answering, Context, Incoming, Peer, Router, Service};
 pub use text::{call_text, describe, describe_within};
 

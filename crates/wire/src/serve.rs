@@ -201,6 +201,34 @@ pub fn serve(channel: &Channel, router: &Router, options: &ServeOptions) -> io::
     end
 }
 
+/// Answers one request, by a handler that need not wait, and outside of the runtime: so the process has no thread beside the
+/// caller's afterwards, and a copy of it (fork(2)) is whole. It waits as long as the socket's receive timeout allows.
+///
+/// `Some`: nothing was answered, and why.
+///
+/// # Errors
+/// The socket can't be read or written any more.
+pub fn serve_once(channel: &Channel, router: &Router) -> io::Result<Option<End>> {
+    let mut inbox = Inbox::new();
+    let (header, payload, fds) = match inbox.receive(channel) {
+        Ok(arrival) => arrival.into_parts(),
+        Err(ReceiveError::Interrupted) => return Ok(None),
+        Err(ReceiveError::TimedOut) => return Ok(Some(End::Idle)),
+        Err(ReceiveError::Closed) => return Ok(Some(End::Closed)),
+        Err(ReceiveError::Misuse(reason)) => return Ok(Some(End::Misuse(reason))),
+        Err(ReceiveError::NoRoomForFds(_)) => return Err(io::Error::from_raw_os_error(libc::EMFILE)),
+        Err(ReceiveError::Io(error)) => return Err(error),
+    };
+    let context = Context::new(Peer::default(), &header);
+    let incoming = Incoming { header, payload: &payload, fds, context, tap: &Tap::default() };
+    let mut answering = router.dispatch(incoming);
+    match answering.as_mut().poll(&mut std::task::Context::from_waker(Waker::noop())) {
+        Poll::Ready(answer) if header.kind == Kind::Call => address(&header, answer).send(channel, true).map(|()| None),
+        Poll::Ready(_) => Ok(None),
+        Poll::Pending => Ok(Some(End::Misuse("the handler has to wait".into()))),
+    }
+}
+
 impl Serving {
     fn run(self: &Arc<Self>, options: &ServeOptions) -> io::Result<End> {
         let mut inbox = Inbox::new();

@@ -121,6 +121,9 @@ pub(crate) enum Command {
         /// The interface.
         interface: String,
     },
+    /// Make copies of this process, each to go on as a `hurdle run` (what a core starts for sub-environments).
+    #[command(hide = true)]
+    Porter,
     /// Ask what is to become of a layer, and tell it by the exit code (what `hurdle run --on-exit ask` starts).
     #[command(hide = true)]
     Ask {

@@ -13,6 +13,7 @@ mod output;
 mod policy;
 mod progress;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -20,11 +21,18 @@ use clap::Parser as _;
 use cli::{Cli, Command};
 use commands::{commit, diff, enter, layers, look, rpc, run, trace};
 use failure::{Failure, OWN};
+use hurdle_proto::core::door::Client as Door;
 
 fn main() -> ExitCode {
     complete::answer();
-    let done = match Cli::try_parse_from(cli::arguments(std::env::args_os())) {
-        Ok(cli) => perform(cli),
+    carry_out(std::env::args_os().collect())
+}
+
+fn carry_out(arguments: Vec<OsString>) -> ExitCode {
+    // The core of the environment that this is in makes ready while the command line is read.
+    let door = arguments.get(1).filter(|command| *command == "run").and_then(|_| hurdle_core::knock());
+    let done = match Cli::try_parse_from(cli::arguments(arguments)) {
+        Ok(cli) => perform(cli, door),
         Err(e) if e.use_stderr() => {
             let _ = e.print();
             return ExitCode::from(OWN);
@@ -38,10 +46,10 @@ fn main() -> ExitCode {
     })
 }
 
-fn perform(cli: Cli) -> Result<ExitCode, Failure> {
+fn perform(cli: Cli, door: Option<Door>) -> Result<ExitCode, Failure> {
     let json = cli.json;
     match cli.command {
-        Command::Run(options) => run::run(options),
+        Command::Run(options) => run::run(options, door),
         Command::Ls { env } => look::ls(env.as_deref(), json),
         Command::Ps { env } => look::ps(&env, json),
         Command::Enter { env, command } => enter::enter(&env, command),
@@ -67,6 +75,14 @@ fn perform(cli: Cli) -> Result<ExitCode, Failure> {
             "auth" => Ok(hurdle_auth::serve()),
             "proc" => Ok(hurdle_proc::serve()),
             _ => Err(Failure::new(interface, "no standard server has this interface")),
+        },
+        Command::Porter => match hurdle_core::serve_porter(|| {
+            // The memory that the next command line takes.
+            let _ = Cli::try_parse_from(["hurdle", "run", "--net", "local", "--", "true"]);
+        })? {
+            // A copy of this process, which is to be another command.
+            Some(arguments) => Ok(carry_out(arguments)),
+            None => Ok(ExitCode::SUCCESS),
         },
         Command::Ask { name } => commands::exit::ask_here(&name),
         Command::Memory { what, path } => cow::memory_here(what == "store", &path),

@@ -109,9 +109,10 @@ impl Env {
 
     /// Children that are none of this core's own: not reaped yet, so the numbers are theirs. `None`: somebody is being started just
     /// now, and not known yet.
-    fn orphans(&self) -> Option<Vec<i32>> {
+    pub(super) fn orphans(&self) -> Option<Vec<i32>> {
         let guests = self.guests.started.try_lock().ok()?;
         let mut known = vec![self.launched.init.pid];
+        known.extend(self.porter.iter().map(|porter| porter.pid));
         for right in &self.rights {
             if let Holder::Lent(borrower) = &right.holder {
                 known.push(borrower.process.own());

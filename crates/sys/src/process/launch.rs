@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use super::{Child, Place, SignalMask, guard, pipe, program, retry, wait_end};
@@ -39,6 +39,9 @@ pub struct Launch {
     stays: bool,
     place: Option<Place>,
 }
+
+/// Fds, and the numbers under which they are handed down.
+type Moves = Vec<(OwnedFd, RawFd)>;
 
 /// How many fds above 2 a [`Launch`] hands down at most: the child sorts them without allocating.
 const NAMED_FDS: usize = 16;
@@ -213,30 +216,14 @@ impl Launch {
 
     /// `guarded`: behind a guard, which writes there how it ends.
     fn fork(self, guarded: Option<OwnedFd>) -> io::Result<(i32, Option<i32>)> {
-        if self.extra.len() > NAMED_FDS {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("more than {NAMED_FDS} fds handed down")));
-        }
         let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
             list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
         };
         let (argv, envp) = (pointers(&self.argv), pointers(&self.envp));
-        // Numbers the child may overwrite while it moves fds to their places: all sources go above them first.
-        let floor = self.extra.iter().map(|(_, n)| *n).chain([2]).max().unwrap_or(2) + 1;
-        let lift = |fd: &OwnedFd| -> io::Result<OwnedFd> {
-            let raw = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(floor))?;
-            // SAFETY: F_DUPFD_CLOEXEC made a new fd, owned by nobody else.
-            Ok(unsafe { OwnedFd::from_raw_fd(raw) })
-        };
-        let mut moves = Vec::with_capacity(3 + self.extra.len());
-        for (number, fd) in self.stdio.iter().enumerate() {
-            moves.push((lift(fd)?, number as RawFd));
-        }
-        for (fd, number) in &self.extra {
-            moves.push((lift(fd)?, *number));
-        }
+        let (moves, lift) = self.lifted()?;
         let (verdict, low) = pipe()?;
         let report = lift(&low)?;
-        let end = guarded.as_ref().map(lift).transpose()?;
+        let end = guarded.as_ref().map(&lift).transpose()?;
         // The last close of this side is how success is seen.
         drop(low);
 
@@ -289,6 +276,48 @@ impl Launch {
         }
     }
 
+    /// Of the fds that are handed down, duplicates above all numbers that these are to have, since the child may overwrite those while it
+    /// moves them to their places; and what makes such duplicates.
+    fn lifted(&self) -> io::Result<(Moves, impl Fn(&OwnedFd) -> io::Result<OwnedFd> + use<>)> {
+        if self.extra.len() > NAMED_FDS {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("more than {NAMED_FDS} fds handed down")));
+        }
+        let floor = self.extra.iter().map(|(_, n)| *n).chain([2]).max().unwrap_or(2) + 1;
+        let lift = move |fd: &OwnedFd| -> io::Result<OwnedFd> {
+            let raw = nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(floor))?;
+            // SAFETY: F_DUPFD_CLOEXEC made a new fd, owned by nobody else.
+            Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+        };
+        let standard = self.stdio.iter().zip(0..);
+        let all = standard.chain(self.extra.iter().map(|(fd, number)| (fd, *number)));
+        let moves = all.map(|(fd, number)| Ok((lift(fd)?, number))).collect::<io::Result<_>>()?;
+        Ok((moves, lift))
+    }
+
+    /// Instead of a start: the calling process, a [`twin`], goes on as what would have been started, in `cwd`, without an exec. It sends a
+    /// byte on `report`, a SEQPACKET socket, once it stands. All fds above 2 but those handed down are closed then: whoever owned one
+    /// forgets it.
+    ///
+    /// # Errors
+    /// InvalidInput if the caller has more than one thread; EPIPE: nobody hears the report; EMFILE; of fchdir(2). The caller is to end.
+    pub fn become_it(self, cwd: &OwnedFd, report: BorrowedFd<'_>) -> io::Result<()> {
+        super::one_thread()?;
+        let (moves, lift) = self.lifted()?;
+        let (cwd, report) = (lift(cwd)?, lift(&report.try_clone_to_owned()?)?);
+        nix::unistd::fchdir(&cwd)?;
+        match self.stand(0, &moves) {
+            0 => {}
+            errno => return Err(io::Error::from_raw_os_error(errno)),
+        }
+        // As at any start of a Rust program.
+        super::ignore(libc::SIGPIPE);
+        crate::seqpacket::send(report.as_fd(), b"!", &[], false)?;
+        let mut keep: Vec<RawFd> = self.extra.iter().map(|(_, number)| *number).collect();
+        std::mem::forget((self, moves, cwd, report));
+        super::close_all_but(&mut keep);
+        Ok(())
+    }
+
     /// In the child: system calls only, no allocation, no lock. Returns the errno of what failed.
     fn exec(
         &self,
@@ -297,7 +326,15 @@ impl Launch {
         argv: &[*const libc::c_char],
         envp: &[*const libc::c_char],
     ) -> i32 {
-        // SAFETY: async-signal-safe system calls on fds and strings that live in `self`, `moves`, `argv` and `envp`.
+        match self.stand(parent, moves) {
+            0 => self.execute(argv, envp),
+            errno => errno,
+        }
+    }
+
+    /// All but the exec, as it. 0: nothing failed.
+    fn stand(&self, parent: libc::pid_t, moves: &[(OwnedFd, RawFd)]) -> i32 {
+        // SAFETY: async-signal-safe system calls on fds and strings that live in `self` and `moves`.
         unsafe {
             let errno = || *libc::__errno_location();
             // Rust's runtime ignores it; what the user ignores (nohup) stays ignored.
@@ -357,6 +394,15 @@ impl Launch {
             if self.no_new_privileges {
                 libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
             }
+            0
+        }
+    }
+
+    /// The exec itself.
+    fn execute(&self, argv: &[*const libc::c_char], envp: &[*const libc::c_char]) -> i32 {
+        // SAFETY: async-signal-safe system calls on strings that live in `self`, `argv` and `envp`.
+        unsafe {
+            let errno = || *libc::__errno_location();
             let mut failed = libc::ENOENT;
             for file in &self.candidates {
                 libc::execve(file.as_ptr(), argv.as_ptr(), envp.as_ptr());

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{self, Read as _};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -32,6 +32,20 @@ pub struct Place {
     /// Its root and working directory.
     root: OwnedFd,
     cwd: OwnedFd,
+    /// Keeps it from typing on the terminal that it may share with somebody outside.
+    guard: Filter,
+    stance: Stance,
+}
+
+/// What a process that is started in a [`Place`] has from there, but for its working directory. Two that are equal could do the
+/// same, to each other too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stance {
+    /// The file that it runs, and its root.
+    program: FileId,
+    root: FileId,
+    /// Its namespaces, all of them.
+    namespaces: Vec<PathBuf>,
     uid: u32,
     gid: u32,
     groups: Vec<u32>,
@@ -40,14 +54,44 @@ pub struct Place {
     permitted: u64,
     inheritable: u64,
     no_new_privileges: bool,
-    /// Keeps it from typing on the terminal that it may share with somebody outside.
-    guard: Filter,
     umask: u32,
     nice: libc::c_int,
     /// Signals that it ignores, a bit each.
     ignored: u64,
-    limits: Vec<libc::rlimit64>,
-    affinity: libc::cpu_set_t,
+    /// Resource limits, soft and hard.
+    limits: Vec<(u64, u64)>,
+    affinity: Affinity,
+}
+
+impl Stance {
+    /// Whether `pid`, a child of the caller's, runs the same file.
+    pub fn is_program_of(&self, pid: i32) -> bool {
+        led_to(format!("/proc/{pid}/exe")).and_then(|exe| file_id(&exe)).is_ok_and(|id| id == self.program)
+    }
+}
+
+/// A cpu_set_t.
+type Affinity = [u64; size_of::<libc::cpu_set_t>() / 8];
+
+/// A file and the mount by which it was reached: device, inode, mount.
+type FileId = [u64; 3];
+
+/// statx(2) of what an fd stands for.
+fn file_id(fd: &OwnedFd) -> io::Result<FileId> {
+    // SAFETY: all-zero is a valid statx; the call fills it, and reads an empty string.
+    unsafe {
+        let mut found: libc::statx = std::mem::zeroed();
+        let wanted = libc::STATX_INO | libc::STATX_MNT_ID;
+        match libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, wanted, &raw mut found) {
+            0 => Ok([libc::makedev(found.stx_dev_major, found.stx_dev_minor), found.stx_ino, found.stx_mnt_id]),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// What a link of /proc leads to, without opening it (O_PATH).
+fn led_to(path: String) -> io::Result<OwnedFd> {
+    Ok(fs::File::options().read(true).custom_flags(libc::O_PATH).open(path)?.into())
 }
 
 /// One line of /proc/PID/status, without its name.
@@ -100,17 +144,17 @@ impl Place {
         let pid = super::pid_of(&pidfd)?;
         let read = |file: &str| whole(&format!("/proc/{pid}/{file}"));
         let (status, users, groups) = (read("status")?, read("uid_map")?, read("gid_map")?);
-        let mut namespaces = 0;
+        let (mut namespaces, mut links) = (0, Vec::with_capacity(NAMESPACES.len()));
         for ((name, flag), own) in NAMESPACES.into_iter().zip(own_namespaces()?) {
+            let link = fs::read_link(format!("/proc/{pid}/ns/{name}"))?;
             // One that may not be entered need not be, if it is the same.
-            if fs::read_link(format!("/proc/{pid}/ns/{name}"))? != *own {
+            if link != *own {
                 namespaces |= flag;
             }
+            links.push(link);
         }
-        let directory = |name: &str| -> io::Result<OwnedFd> {
-            Ok(fs::File::options().read(true).custom_flags(libc::O_PATH).open(format!("/proc/{pid}/{name}"))?.into())
-        };
-        let (root, cwd) = (directory("root")?, directory("cwd")?);
+        let (root, cwd) = (led_to(format!("/proc/{pid}/root"))?, led_to(format!("/proc/{pid}/cwd"))?);
+        let program = file_id(&led_to(format!("/proc/{pid}/exe"))?)?;
         let (limits, affinity, nice) = (limits(pid)?, affinity(pid)?, nice(pid)?);
         // Alive after the look: so the number was its own, nobody else's.
         super::pid_of(&pidfd)?;
@@ -139,7 +183,10 @@ impl Place {
             return denied("the caller has given up capabilities that what it starts would have");
         }
         let also = field(&status, "Groups").split_whitespace().filter_map(|id| inside(&groups, id.parse().ok()?));
-        Ok(Place {
+        let stance = Stance {
+            program,
+            root: file_id(&root)?,
+            namespaces: links,
             uid,
             gid,
             groups: also.collect(),
@@ -147,17 +194,26 @@ impl Place {
             permitted,
             inheritable,
             no_new_privileges,
-            guard: Filter::without_typing()?,
             umask: u32::from_str_radix(field(&status, "Umask"), 8).map_err(|_| odd("umask"))?,
             ignored: set("SigIgn")?,
             nice,
             limits,
             affinity,
-            pidfd,
-            namespaces,
-            root,
-            cwd,
-        })
+        };
+        Ok(Place { pidfd, namespaces, root, cwd, guard: Filter::without_typing()?, stance })
+    }
+
+    /// What else is known of it.
+    pub fn stance(&self) -> &Stance {
+        &self.stance
+    }
+
+    /// Its working directory.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn cwd(&self) -> io::Result<OwnedFd> {
+        self.cwd.as_fd().try_clone_to_owned()
     }
 
     /// How many seccomp filters the process behind `pidfd` is below.
@@ -250,24 +306,26 @@ impl Place {
             {
                 return false;
             }
-            libc::umask(self.umask as libc::mode_t);
-            libc::setpriority(libc::PRIO_PROCESS, 0, self.nice);
-            libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const self.affinity);
+            let stance = &self.stance;
+            libc::umask(stance.umask as libc::mode_t);
+            libc::setpriority(libc::PRIO_PROCESS, 0, stance.nice);
+            libc::sched_setaffinity(0, size_of::<Affinity>(), stance.affinity.as_ptr().cast());
             for signal in 1..64 {
-                if self.ignored & (1 << (signal - 1)) != 0 {
+                if stance.ignored & (1 << (signal - 1)) != 0 {
                     libc::signal(signal, libc::SIG_IGN);
                 }
             }
-            for (kind, limit) in self.limits.iter().enumerate() {
+            for (kind, (rlim_cur, rlim_max)) in stance.limits.iter().copied().enumerate() {
+                let limit = libc::rlimit64 { rlim_cur, rlim_max };
                 // One that is above what this process may have stays as it is here.
-                libc::prlimit64(0, kind as _, limit, std::ptr::null_mut());
+                libc::prlimit64(0, kind as _, &raw const limit, std::ptr::null_mut());
             }
-            for number in &self.lost {
+            for number in &stance.lost {
                 libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(*number), 0, 0, 0);
             }
             // Where that is denied for good, it has the groups of its own user.
-            let _ = libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr());
-            let (uid, gid) = (self.uid, self.gid);
+            let _ = libc::syscall(libc::SYS_setgroups, stance.groups.len(), stance.groups.as_ptr());
+            let (uid, gid) = (stance.uid, stance.gid);
             if libc::syscall(libc::SYS_setresgid, gid, gid, gid) != 0
                 || libc::syscall(libc::SYS_setresuid, uid, uid, uid) != 0
             {
@@ -277,13 +335,13 @@ impl Place {
             let header: [u32; 2] = [0x2008_0522, 0];
             let half = |set: u64, high: bool| if high { (set >> 32) as u32 } else { set as u32 };
             let sets = [false, true].map(|high| {
-                let permitted = half(self.permitted, high);
-                [permitted, permitted, half(self.inheritable, high) & permitted]
+                let permitted = half(stance.permitted, high);
+                [permitted, permitted, half(stance.inheritable, high) & permitted]
             });
             if libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) != 0 && uid == 0 {
                 return false;
             }
-            !self.no_new_privileges || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            !stance.no_new_privileges || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
         }
     }
 }
@@ -309,12 +367,12 @@ extern "C" fn arrive(arrival: *mut libc::c_void) -> libc::c_int {
 }
 
 /// Of a process: its resource limits, by their numbers (prlimit(2)).
-fn limits(pid: i32) -> io::Result<Vec<libc::rlimit64>> {
+fn limits(pid: i32) -> io::Result<Vec<(u64, u64)>> {
     let limit = |kind: u32| {
         let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: fills one structure.
         match unsafe { libc::prlimit64(pid, kind as _, std::ptr::null(), &raw mut limit) } {
-            0 => Ok(limit),
+            0 => Ok((limit.rlim_cur, limit.rlim_max)),
             _ => Err(io::Error::last_os_error()),
         }
     };
@@ -322,14 +380,12 @@ fn limits(pid: i32) -> io::Result<Vec<libc::rlimit64>> {
 }
 
 /// The CPUs that it may run on (sched_getaffinity(2)).
-fn affinity(pid: i32) -> io::Result<libc::cpu_set_t> {
-    // SAFETY: all zeros is a valid set; the call fills it.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        match libc::sched_getaffinity(pid, size_of::<libc::cpu_set_t>(), &raw mut set) {
-            0 => Ok(set),
-            _ => Err(io::Error::last_os_error()),
-        }
+fn affinity(pid: i32) -> io::Result<Affinity> {
+    let mut set = Affinity::default();
+    // SAFETY: fills at most the whole array, which has the size and the alignment of a set.
+    match unsafe { libc::sched_getaffinity(pid, size_of::<Affinity>(), set.as_mut_ptr().cast()) } {
+        0 => Ok(set),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -64,7 +64,14 @@ pub(crate) fn through(door: door::Client, fds: &[i32]) -> Result<ExitCode, Failu
     }
     program.status = Fd::from(status);
     program.env.push((UNTRAPPED.into(), free.unwrap_or_default().to_string().into_bytes()));
-    let number = door.spawn(program).wait().map_err(|e| Failure::call("the environment that this is in", &e))?;
+    let number = match door.again(program.clone()).wait() {
+        // An older core does not know it.
+        Err(CallError::Misuse(_)) => door.spawn(program.clone()).wait(),
+        done => done,
+    };
+    // Its files are the program's alone.
+    drop(program);
+    let number = number.map_err(|e| Failure::call("the environment that this is in", &e))?;
     session.signal = Box::new(move |signal| _ = door.signal(number, signal).wait());
     match session.follow()? {
         Some(status) => Ok(end_as(status)),

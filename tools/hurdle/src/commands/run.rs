@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use hurdle_core::{Running, Setup, Start};
 use hurdle_fs::MountPoints;
+use hurdle_proto::core::door;
 use hurdle_proto::plan::{MountStep, Root};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Group, State, Status};
@@ -24,13 +25,15 @@ use crate::policy::{self, Standard};
 /// that one hears how it ends. It need not wait for the end of a process that has nothing left to do.
 pub(crate) const UNTRAPPED: &str = "HURDLE_UNTRAPPED";
 
-pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
+/// `door`: the way out of the environment that this is in, if it is known already.
+pub(crate) fn run(options: Run, door: Option<door::Client>) -> Result<ExitCode, Failure> {
     let rights = rights(&options)?;
-    let untrapped = std::env::var_os(UNTRAPPED);
-    if untrapped.is_none()
-        && policy::traps(&rights, options.swappable)?
-        && let Some(door) = hurdle_core::knock()
-    {
+    // Out of the environment before anything is started, which could take another fd of that number for it.
+    let untrapped = process::take_variable(UNTRAPPED)?;
+    let through = untrapped.is_none() && policy::traps(&rights, options.swappable)?;
+    // One that is not needed is let go of here.
+    let door = door.filter(|_| through);
+    if let Some(door) = door.or_else(|| if through { hurdle_core::knock() } else { None }) {
         let fds: Vec<i32> = options.fds.iter().copied().chain(options.owner).collect();
         return super::enter::through(door, &fds);
     }
@@ -75,7 +78,7 @@ pub(crate) fn run(options: Run) -> Result<ExitCode, Failure> {
         rights,
         start: Start {
             argv,
-            env: std::env::vars_os().filter(|(key, _)| key != UNTRAPPED).collect(),
+            env: std::env::vars_os().collect(),
             // One without a path (it was deleted) is nowhere to be entered: the program stays in it.
             cwd: std::env::current_dir().map(OsString::from).unwrap_or_default(),
             group: if options.detach { Group::Session } else { group() },
