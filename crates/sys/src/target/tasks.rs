@@ -242,6 +242,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_a_thread_ends_with_it() {
+        // SAFETY: takes no arguments.
+        let own = || unsafe { libc::gettid() } as u32;
+        let here = Network::of(own()).unwrap();
+        let mut tasks = Tasks::new();
+        let tid = std::thread::scope(|scope| {
+            let ask = || (own(), [(); 2].map(|()| tasks.stays_in(own(), &here).unwrap()));
+            let (tid, inside) = scope.spawn(ask).join().unwrap();
+            assert_eq!(inside, [true; 2]);
+            tid
+        });
+        // It is joined a moment before it has ended.
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while tasks.stays_in(tid, &here).is_ok() {
+            assert!(std::time::Instant::now() < end, "it is still known");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
     fn a_table_is_full_when_no_number_below_the_limit_is_free() {
         let set = |limit| {
             let limit = libc::rlimit { rlim_cur: limit, rlim_max: 64 };
