@@ -248,6 +248,49 @@ code = int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 print(errno.errorcode[code] if code else "connected")
 "#;
 
+/// A thread goes to a network of its own, and then executes a program, which gets the process's first number.
+const GO: &str = r#"
+import ctypes, errno, os, socket, sys, threading
+def ask():
+    code = socket.socket().connect_ex(("127.0.0.1", port))
+    print(errno.errorcode[code] if code else "connected", flush=True)
+def go():
+    if ctypes.CDLL(None, use_errno=True).unshare(0x40000000): os._exit(1)
+    ask()
+    gone.set()
+    asked.wait()
+    os.execv(sys.executable, [sys.executable, "-c", sys.orig_argv[2], str(port)])
+if len(sys.argv) > 1:
+    port = int(sys.argv[1])
+    ask()
+    sys.exit()
+listener = socket.create_server(("127.0.0.1", 0), backlog=9)
+os.set_inheritable(listener.fileno(), True)
+port = listener.getsockname()[1]
+ask()
+gone, asked = threading.Event(), threading.Event()
+threading.Thread(target=go).start()
+gone.wait()
+ask()
+asked.set()
+threading.Event().wait()
+"#;
+
+#[test]
+fn a_thread_that_goes_to_another_network_is_cut_off() {
+    if let Some(missing) = skip::missing(&["python3"]) {
+        return skip::skip("a_thread_that_goes_to_another_network_is_cut_off", &format!("{missing} is not installed"));
+    }
+    let hurdle = Hurdle::new();
+    for options in [&["--net", "local"][..], &["--swappable"], &["--net", "delay,ms=1+local"]] {
+        let options = [options, &["--auth", "root"]].concat();
+        let done = finish(hurdle.run(&options, "python3").args(["-c", GO]), LIMIT).success();
+        let said: Vec<_> = done.stdout.lines().collect();
+        assert_eq!(said, ["connected", "ENETUNREACH", "connected", "ENETUNREACH"], "{options:?}: {done}");
+    }
+    hurdle.assert_nothing_left();
+}
+
 #[test]
 fn a_network_made_inside_is_cut_off() {
     if let Some(missing) = skip::missing(&["python3", "unshare", "bwrap"]) {

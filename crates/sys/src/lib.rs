@@ -17,6 +17,7 @@ pub mod mount;
 pub mod ns;
 pub mod probe;
 pub mod process;
+mod raw;
 pub mod seccomp;
 pub mod seqpacket;
 pub mod shared;

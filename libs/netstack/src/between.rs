@@ -275,7 +275,9 @@ impl<B: Between> Work<B> {
         let (passed, left) = (Arc::new(OnceLock::new()), Arc::new(AtomicBool::new(false)));
         let trapped = Trapped { slot: Ledger::number(&slot), id: raw.id };
         let next = Next { below: self.below.clone(), trapped, passed: passed.clone(), left: left.clone() };
-        let answer = self.between.call(Call::new(raw, &self.listener), next).await;
+        // Of where a thread goes the ledger tells the servers that ask.
+        let answer =
+            if raw.moves() { Answer::Native } else { self.between.call(Call::new(raw, &self.listener), next).await };
         if let Some(outcome) = passed.get() {
             return *outcome;
         }

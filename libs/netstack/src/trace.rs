@@ -113,6 +113,8 @@ pub fn name(syscall: i32) -> &'static str {
         libc::SYS_setsockopt => "setsockopt",
         libc::SYS_getsockopt => "getsockopt",
         libc::SYS_shutdown => "shutdown",
+        libc::SYS_unshare => "unshare",
+        libc::SYS_setns => "setns",
         _ => "another call",
     }
 }

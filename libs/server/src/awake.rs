@@ -60,6 +60,9 @@ impl Awake {
 
     /// A call has come. For one thread.
     pub fn call(&self) {
+        if self.spare.get() == Some(&false) {
+            return;
+        }
         let now = nanoseconds(self.shared.begin.elapsed());
         let last = self.last.swap(now, Ordering::Relaxed);
         if now.saturating_sub(last) > nanoseconds(GAP) {

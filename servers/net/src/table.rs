@@ -32,12 +32,22 @@ pub enum Handler {
     GetSockOpt,
     /// shutdown(2)
     Shutdown,
+    /// unshare(2), setns(2): goes on natively, and is known of.
+    Move,
 }
 
 /// The families of IP sockets.
 pub(crate) const INET: [u32; 2] = [libc::AF_INET as u32, libc::AF_INET6 as u32];
 const LEVELS: [u32; 3] = [libc::IPPROTO_IP as u32, libc::IPPROTO_TCP as u32, libc::IPPROTO_IPV6 as u32];
 const SOL_SOCKET: u32 = libc::SOL_SOCKET as u32;
+
+/// Of the calls that take a thread to another network namespace. As a 32-bit program makes them they are not seen.
+const MOVES: &str = "native. From then on each thread that makes a socket is asked where it is";
+
+/// CLONE_NEWNET among the flags of this argument.
+fn moves(flags: u8) -> ArgMatch {
+    ArgMatch::Masked(flags, libc::CLONE_NEWNET as u32, libc::CLONE_NEWNET as u32)
+}
 
 fn stream() -> Vec<ArgMatch> {
     vec![ArgMatch::In(0, INET.to_vec()), ArgMatch::Masked(1, 0xf, libc::SOCK_STREAM as u32)]
@@ -212,6 +222,9 @@ pub fn rows() -> Vec<Row<Handler>> {
             "after SHUT_RD the peer's next write fails with EPIPE; TCP takes it and drops it. A listener that was shut down \
              refuses connections also when it listens anew",
         ),
+        row("unshare", libc::SYS_unshare, "CLONE_NEWNET", vec![moves(0)], Server(Handler::Move), Full, MOVES),
+        row("setns", libc::SYS_setns, "0, as type", vec![ArgMatch::In(1, vec![0])], Server(Handler::Move), Full, MOVES),
+        row("setns", libc::SYS_setns, "CLONE_NEWNET", vec![moves(1)], Server(Handler::Move), Full, MOVES),
         row(
             "io_uring_setup",
             libc::SYS_io_uring_setup,

@@ -1,5 +1,6 @@
 //! Signals: read from an fd, blocked, and by their names.
 
+use crate::raw::{at, call, int};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -21,12 +22,20 @@ impl SignalMask {
         SignalMask(nix::sys::signal::SigSet::empty())
     }
 
-    /// Runs `f` while the calling thread hears no signal but SIGKILL (pthread_sigmask(3)).
+    /// Runs `f` while the calling thread hears no signal but SIGKILL (sigprocmask(2)).
+    #[inline]
     pub(crate) fn all_during<T>(f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let before = nix::sys::signal::SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
+        // The kernel's own sets (rt_sigprocmask(2)): 64 signals on all that this runs on.
+        let (all, mut before) = (u64::MAX, 0u64);
+        let set = |new: &u64, old: *mut u64| {
+            let arguments = [int(libc::SIG_SETMASK), at(new), at(old), size_of::<u64>(), 0, 0];
+            // SAFETY: `new` is live, and `old` null or live, each of the size that is passed.
+            unsafe { call(libc::SYS_rt_sigprocmask, arguments) }
+        };
+        set(&all, &raw mut before)?;
         let result = f();
         // What has been done stays done; a mask that the kernel gave is one that it takes.
-        let _ = before.thread_set_mask();
+        let _ = set(&before, std::ptr::null_mut());
         result
     }
 

@@ -24,10 +24,12 @@ pub const LEDGER_SLOTS: usize = 4096;
 const TURN: Duration = Duration::from_secs(1);
 
 const CALLS: usize = LEDGER_SLOTS * size_of::<Call>();
-/// The calls, and a byte for each that says its height.
+/// The calls, a byte for each that says its height, and two words.
 const BYTES: usize = CALLS + LEDGER_SLOTS + 8;
 /// Where the number of the worker's process stands.
 const WORKER: u64 = (CALLS + LEDGER_SLOTS) as u64;
+/// Where it says that a thread has gone to another network namespace by itself.
+const MOVED: usize = CALLS + LEDGER_SLOTS + 4;
 
 /// Ends a worker by its number, if that is still one's.
 fn end_worker(pid: i32) {
@@ -215,9 +217,24 @@ impl Ledger {
         self.free.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    #[inline]
     fn read(&self, slot: &Slot) -> Call {
         // SAFETY: within the mapping; only the holder of the `Slot` writes it. Any bytes are a valid `Call`.
-        unsafe { self.base.add(slot.0.into()).read_volatile() }
+        let call = unsafe { self.base.add(slot.0.into()).read_volatile() };
+        if call.moves() {
+            self.moves().store(1, Ordering::Release);
+        }
+        call
+    }
+
+    fn moves(&self) -> &AtomicU8 {
+        // SAFETY: the last word is within the mapping.
+        unsafe { AtomicU8::from_ptr(self.base.cast::<u8>().add(MOVED)) }
+    }
+
+    /// Whether a call was ever received by which a thread may go to another network namespace ([`Call::moves`]).
+    pub fn moved(&self) -> bool {
+        self.moves().load(Ordering::Acquire) != 0
     }
 
     /// Takes a free slot; `None` if all of them hold calls. For the one thread that receives, while it has none.
@@ -234,6 +251,7 @@ impl Ledger {
     ///
     /// # Errors
     /// As [`Listener::receive`].
+    #[inline]
     pub fn receive(&self, listener: &Listener, slot: &Slot) -> io::Result<Call> {
         if self.height.below > 0 {
             self.level(slot.0).store(self.height.below, Ordering::Release);
@@ -244,12 +262,13 @@ impl Ledger {
     }
 
     /// Clears a slot whose call was answered, so that it can be received into again.
+    #[inline]
     pub fn clear(&self, slot: &Slot) {
         if self.height.below > 0 {
             self.level(slot.0).store(0, Ordering::Release);
         }
         let mut rest = Call::default();
-        rest.id = self.read(slot).id;
+        rest.id = self.id(slot.0).load(Ordering::Acquire);
         // SAFETY: the slot is ours and within the mapping.
         unsafe { self.base.add(slot.0.into()).write_volatile(rest) };
         // The id last: from then on whoever receives may take it.

@@ -1,5 +1,6 @@
 //! The end of a filter that receives trapped calls and answers them (seccomp_unotify(2)).
 
+use crate::raw::{at, call, int};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -18,6 +19,13 @@ pub struct Call {
     instruction: u64,
     /// Its arguments, not checked by anybody.
     pub args: [u64; 6],
+}
+
+impl Call {
+    /// Whether it may take its thread to another network namespace (unshare(2), setns(2)).
+    pub fn moves(&self) -> bool {
+        matches!(i64::from(self.syscall), libc::SYS_unshare | libc::SYS_setns)
+    }
 }
 
 #[repr(C)]
@@ -69,12 +77,11 @@ impl AsFd for Listener {
 }
 
 impl Listener {
+    #[inline]
     fn ioctl<T>(&self, request: u64, argument: *mut T) -> io::Result<i32> {
         // SAFETY: each caller passes the structure whose size is part of `request`; it outlives the call.
-        match unsafe { libc::ioctl(self.0.as_raw_fd(), request as _, argument) } {
-            -1 => Err(io::Error::last_os_error()),
-            value => Ok(value),
-        }
+        let made = unsafe { call(libc::SYS_ioctl, [int(self.0.as_raw_fd()), request as usize, at(argument), 0, 0, 0]) };
+        made.map(|value| value as i32)
     }
 
     /// Makes the two ends hand over the CPU when they wake each other, instead of waking another one (Linux 6.6).
@@ -107,6 +114,7 @@ impl Listener {
     ///
     /// # Errors
     /// ENOENT if the call was cancelled: take its effect back.
+    #[inline]
     pub fn answer(&self, id: u64, result: Result<i64, i32>) -> io::Result<()> {
         let (value, error) = match result {
             Ok(value) => (value, 0),
@@ -150,6 +158,7 @@ impl Listener {
 
     /// Whether the call still waits for an answer. Ask it between each look at the caller's memory or fds and the use of
     /// what was seen: if it holds, the thread number still named that caller.
+    #[inline]
     pub fn is_valid(&self, id: u64) -> bool {
         let mut id = id;
         self.ioctl(ID_VALID, &raw mut id).is_ok()

@@ -1,42 +1,62 @@
 //! Calls on a socket on behalf of the program that owns it: AF_UNIX stream sockets with abstract names (unix(7)).
 
+use crate::raw::{at, call, int};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// An abstract name: the bytes after the leading NUL.
 #[derive(Clone, Copy, Debug)]
 pub struct Name {
-    bytes: [u8; 108],
-    length: usize,
+    /// A sockaddr_un, whose path begins with that NUL.
+    address: [u8; ADDRESS],
+    /// Where the name ends in it.
+    end: usize,
 }
+
+const ADDRESS: usize = size_of::<libc::sockaddr_un>();
+/// Where a name begins: behind the family and the NUL.
+const BEGIN: usize = size_of::<libc::sa_family_t>() + 1;
 
 impl Name {
     /// The name's bytes; empty for a socket without an abstract name.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.length]
+        &self.address[BEGIN..self.end]
     }
+
+    /// From a path, which begins with a NUL if it is a name.
+    fn of(path: &[u8]) -> Name {
+        let mut name = Name::EMPTY;
+        if let [0, bytes @ ..] = path
+            && bytes.len() <= ADDRESS - BEGIN
+        {
+            name.end += bytes.len();
+            name.address[BEGIN..name.end].copy_from_slice(bytes);
+        }
+        name
+    }
+
+    const EMPTY: Name = Name { address: [0; ADDRESS], end: BEGIN };
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Calls `f` with a sockaddr buffer to be filled, and takes the abstract name out of it.
-fn filled(f: impl FnOnce(*mut libc::sockaddr, *mut libc::socklen_t) -> libc::c_int) -> io::Result<(libc::c_int, Name)> {
-    // SAFETY: all zeros is a valid sockaddr_un.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    let mut length = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-    let result = check(f((&raw mut address).cast(), &raw mut length))?;
-    let mut name = Name { bytes: [0; 108], length: 0 };
-    let path = (length as usize).saturating_sub(size_of::<libc::sa_family_t>()).min(address.sun_path.len());
-    if i32::from(address.sun_family) == libc::AF_UNIX && path > 1 && address.sun_path[0] == 0 {
-        name.length = path - 1;
-        for (to, from) in name.bytes.iter_mut().zip(&address.sun_path[1..path]) {
-            *to = *from as u8;
-        }
+/// Makes a call on a socket whose second and third arguments are a sockaddr to be filled and its length, and takes the abstract name
+/// out of it.
+#[inline]
+fn filled(number: libc::c_long, socket: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<(RawFd, Name)> {
+    let mut name = Name::EMPTY;
+    let mut length = ADDRESS as libc::socklen_t;
+    let arguments = [int(socket.as_raw_fd()), at(&raw mut name.address), at(&raw mut length), int(flags), 0, 0];
+    // SAFETY: a live buffer and its length.
+    let result = unsafe { call(number, arguments) }?;
+    let family = libc::sa_family_t::from_ne_bytes([name.address[0], name.address[1]]);
+    if i32::from(family) == libc::AF_UNIX && name.address[2] == 0 {
+        name.end = (length as usize).clamp(BEGIN, ADDRESS);
     }
-    Ok((result, name))
+    Ok((result as RawFd, name))
 }
 
 /// Calls `f` with the sockaddr of an abstract name.
@@ -60,9 +80,9 @@ fn named(
 ///
 /// # Errors
 /// ENOTSOCK.
+#[inline]
 pub fn name(socket: BorrowedFd<'_>) -> io::Result<Name> {
-    // SAFETY: `filled` passes a buffer and its length.
-    Ok(filled(|address, length| unsafe { libc::getsockname(socket.as_raw_fd(), address, length) })?.1)
+    Ok(filled(libc::SYS_getsockname, socket, 0)?.1)
 }
 
 /// Its peer's abstract name (getpeername(2)).
@@ -70,8 +90,7 @@ pub fn name(socket: BorrowedFd<'_>) -> io::Result<Name> {
 /// # Errors
 /// ENOTCONN, ENOTSOCK.
 pub fn peer_name(socket: BorrowedFd<'_>) -> io::Result<Name> {
-    // SAFETY: `filled` passes a buffer and its length.
-    Ok(filled(|address, length| unsafe { libc::getpeername(socket.as_raw_fd(), address, length) })?.1)
+    Ok(filled(libc::SYS_getpeername, socket, 0)?.1)
 }
 
 /// socket(2) in the caller's own network namespace. EPERM, EAFNOSUPPORT, EPROTONOSUPPORT as the man page has them.
@@ -109,8 +128,7 @@ pub fn connect(socket: BorrowedFd<'_>, to: &[u8]) -> io::Result<()> {
 /// EINVAL if it does not listen or was shut down; EMFILE; without a connection EAGAIN if it is non-blocking, else it waits.
 pub fn accept(listener: BorrowedFd<'_>, nonblocking: bool) -> io::Result<(OwnedFd, Name)> {
     let flags = libc::SOCK_CLOEXEC | if nonblocking { libc::SOCK_NONBLOCK } else { 0 };
-    // SAFETY: `filled` passes a buffer and its length.
-    let (fd, name) = filled(|address, length| unsafe { libc::accept4(listener.as_raw_fd(), address, length, flags) })?;
+    let (fd, name) = filled(libc::SYS_accept4, listener, flags)?;
     // SAFETY: accept4 returned a new fd that nobody else owns.
     Ok((unsafe { OwnedFd::from_raw_fd(fd) }, name))
 }
@@ -161,26 +179,28 @@ pub fn is_nonblocking(socket: BorrowedFd<'_>) -> io::Result<bool> {
 /// ENOMEM.
 pub fn poll_now(socket: BorrowedFd<'_>, events: i16) -> io::Result<i16> {
     let mut one = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
-    // SAFETY: one pollfd.
-    check(unsafe { libc::poll(&raw mut one, 1, 0) })?;
+    let limit = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: one pollfd, a live limit, and no set of signals.
+    unsafe { call(libc::SYS_ppoll, [at(&raw mut one), 1, at(&raw const limit), 0, 0, 0]) }?;
     Ok(one.revents)
 }
 
 /// An option that is a plain value (getsockopt(2)). `T` is an integer or a C structure of integers.
+#[inline]
 fn get<T: Copy>(socket: BorrowedFd<'_>, name: libc::c_int, mut value: T) -> io::Result<T> {
     let mut length = size_of::<T>() as libc::socklen_t;
+    let (value_at, length_at) = (at(&raw mut value), at(&raw mut length));
+    let arguments = [int(socket.as_raw_fd()), int(libc::SOL_SOCKET), int(name), value_at, length_at, 0];
     // SAFETY: `value` has the length that is passed; its types here accept any bytes.
-    check(unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut length)
-    })?;
+    unsafe { call(libc::SYS_getsockopt, arguments) }?;
     Ok(value)
 }
 
 fn set<T: Copy>(socket: BorrowedFd<'_>, name: libc::c_int, value: T) -> io::Result<()> {
-    let length = size_of::<T>() as libc::socklen_t;
+    let arguments =
+        [int(socket.as_raw_fd()), int(libc::SOL_SOCKET), int(name), at(&raw const value), size_of::<T>(), 0];
     // SAFETY: `value` has the length that is passed.
-    check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, (&raw const value).cast(), length) })
-        .map(drop)
+    unsafe { call(libc::SYS_setsockopt, arguments) }.map(drop)
 }
 
 /// An integer option of level SOL_SOCKET.
@@ -214,6 +234,7 @@ pub fn time_limit(socket: BorrowedFd<'_>, name: i32) -> io::Result<Option<Durati
 ///
 /// # Errors
 /// ENOTSOCK, EBADF.
+#[inline]
 pub fn mark(socket: BorrowedFd<'_>) -> io::Result<u64> {
     get(socket, libc::SO_MAX_PACING_RATE, u64::MAX)
 }

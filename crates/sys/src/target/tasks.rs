@@ -1,9 +1,9 @@
 //! Threads of other processes behind pidfds, the fds they hold, and the network that they are in.
 
-use std::collections::HashMap;
+use crate::raw::{call, int};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 
 /// How many pidfds are kept.
@@ -69,7 +69,18 @@ impl From<Network> for OwnedFd {
 /// A small cache of pidfds by thread number. A number that was reused is noticed, since its old pidfd answers ESRCH.
 #[derive(Debug, Default)]
 pub struct Tasks {
-    known: HashMap<u32, OwnedFd>,
+    /// The one opened last comes last, and is looked for first.
+    known: Vec<Task>,
+}
+
+#[derive(Debug)]
+struct Task {
+    tid: u32,
+    pidfd: OwnedFd,
+    /// The pidfd names the thread, not its process.
+    precise: bool,
+    /// It was seen in the network namespace that [`Tasks::stays_in`] was asked about.
+    inside: bool,
 }
 
 impl Tasks {
@@ -82,8 +93,25 @@ impl Tasks {
     ///
     /// # Errors
     /// EBADF if it has no such fd; ESRCH if it ended; EPERM if the caller may not trace it; EMFILE, ENFILE.
+    #[inline]
     pub fn fd(&mut self, tid: u32, fd: RawFd) -> io::Result<OwnedFd> {
-        self.ask(tid, |task| get_fd(task, fd))
+        self.ask(tid, |task| get_fd(&task.pidfd, fd))
+    }
+
+    /// As [`Tasks::is_in`], where threads stay in the network namespace that they are first seen in. Always to be asked about the same one.
+    ///
+    /// # Errors
+    /// As [`Tasks::is_in`].
+    pub fn stays_in(&mut self, tid: u32, network: &Network) -> io::Result<bool> {
+        let known = |task: &Task| task.inside && task.tid == tid;
+        if self.known.iter().rev().find(|task| known(task)).is_some_and(|task| lives(&task.pidfd)) {
+            return Ok(true);
+        }
+        let inside = self.is_in(tid, network)?;
+        if let Some(task) = self.known.iter_mut().rev().find(|task| task.tid == tid) {
+            task.inside = inside && task.precise;
+        }
+        Ok(inside)
     }
 
     /// Whether the thread is in this network namespace now. Nothing but the thread itself can change that.
@@ -93,7 +121,7 @@ impl Tasks {
     pub fn is_in(&mut self, tid: u32, network: &Network) -> io::Result<bool> {
         let asked = self.ask(tid, |task| {
             // SAFETY: the request takes no argument, and returns a new fd.
-            match unsafe { libc::ioctl(task.as_raw_fd(), GET_NET_NAMESPACE as _, 0) } {
+            match unsafe { libc::ioctl(task.pidfd.as_raw_fd(), GET_NET_NAMESPACE as _, 0) } {
                 -1 => Err(io::Error::last_os_error()),
                 // SAFETY: nobody else owns it.
                 fd => Network::try_from(unsafe { OwnedFd::from_raw_fd(fd) }),
@@ -124,34 +152,39 @@ impl Tasks {
     }
 
     /// Asks the pidfd of a thread, which is opened for that if it is not known.
-    fn ask<T>(&mut self, tid: u32, question: impl Fn(&OwnedFd) -> io::Result<T>) -> io::Result<T> {
-        if let Some(task) = self.known.get(&tid) {
-            match question(task) {
-                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => drop(self.known.remove(&tid)),
+    fn ask<T>(&mut self, tid: u32, question: impl Fn(&Task) -> io::Result<T>) -> io::Result<T> {
+        if let Some(at) = self.known.iter().rposition(|task| task.tid == tid) {
+            match question(&self.known[at]) {
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => drop(self.known.remove(at)),
                 other => return other,
             }
         }
-        let task = open(tid)?;
+        let (pidfd, precise) = open(tid)?;
+        let task = Task { tid, pidfd, precise, inside: false };
         let found = question(&task);
         if self.known.len() >= KEPT {
             self.known.clear();
         }
-        self.known.insert(tid, task);
+        self.known.push(task);
         found
     }
 }
 
 fn get_fd(task: &OwnedFd, fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: plain numbers.
-    match unsafe { libc::syscall(libc::SYS_pidfd_getfd, task.as_raw_fd(), fd, 0) } {
-        -1 => Err(io::Error::last_os_error()),
-        // SAFETY: the call returned a new fd that nobody else owns.
-        copy => Ok(unsafe { OwnedFd::from_raw_fd(copy as RawFd) }),
-    }
+    let copy = unsafe { call(libc::SYS_pidfd_getfd, [int(task.as_raw_fd()), int(fd), 0, 0, 0, 0]) }?;
+    // SAFETY: the call returned a new fd that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy as RawFd) })
+}
+
+/// Whether the thread that a pidfd names lives.
+fn lives(task: &OwnedFd) -> bool {
+    super::socket::poll_now(task.as_fd(), libc::POLLIN).is_ok_and(|events| events == 0)
 }
 
 /// A pidfd of a thread, or before Linux 6.9 of its process, whose fds are the same unless it unshared them (pidfd_open(2)).
-fn open(tid: u32) -> io::Result<OwnedFd> {
+/// Returns which of both it is: true for the thread.
+fn open(tid: u32) -> io::Result<(OwnedFd, bool)> {
     let try_open = |pid: u32, flags: libc::c_uint| {
         // SAFETY: plain numbers.
         match unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) } {
@@ -164,9 +197,9 @@ fn open(tid: u32) -> io::Result<OwnedFd> {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             let status = std::fs::read_to_string(format!("/proc/{tid}/status"))?;
             let process = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok());
-            try_open(process.ok_or(io::ErrorKind::InvalidData)?, 0)
+            Ok((try_open(process.ok_or(io::ErrorKind::InvalidData)?, 0)?, false))
         }
-        other => other,
+        other => Ok((other?, true)),
     }
 }
 
@@ -206,6 +239,26 @@ mod tests {
         // Who may not unshare it stays.
         let (moved, thread, process) = elsewhere.join().unwrap();
         assert_eq!((thread, process), (!moved, true));
+    }
+
+    #[test]
+    fn what_is_known_of_a_thread_ends_with_it() {
+        // SAFETY: takes no arguments.
+        let own = || unsafe { libc::gettid() } as u32;
+        let here = Network::of(own()).unwrap();
+        let mut tasks = Tasks::new();
+        let tid = std::thread::scope(|scope| {
+            let ask = || (own(), [(); 2].map(|()| tasks.stays_in(own(), &here).unwrap()));
+            let (tid, inside) = scope.spawn(ask).join().unwrap();
+            assert_eq!(inside, [true; 2]);
+            tid
+        });
+        // It is joined a moment before it has ended.
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while tasks.stays_in(tid, &here).is_ok() {
+            assert!(std::time::Instant::now() < end, "it is still known");
+            std::thread::yield_now();
+        }
     }
 
     #[test]

@@ -4,15 +4,17 @@
 //! A program that has made a network namespace of its own (unshare(1), a container) gets its sockets there, as natively.
 //! This is asked when a socket is made and never again: a socket belongs to where it was made, wherever its holder goes.
 
+use super::Shared;
 use super::state::{Answer, Errno, Handled, State, Trap};
 use crate::Kind;
 use hurdle_sys::target::socket;
 
 /// Answers socket(2).
-pub(super) fn socket(kind: Kind, state: &mut State, trap: &Trap<'_>) -> Handled {
+pub(super) fn socket(shared: &Shared, state: &mut State, trap: &Trap<'_>) -> Handled {
+    let kind = shared.kinds.now;
     let (family, kind_of, protocol) = (trap.int(0), trap.int(1), trap.int(2));
     let stream = kind_of & 0xf == libc::SOCK_STREAM;
-    if kind == Kind::None || !state.is_inside(trap)? {
+    if kind == Kind::None || !state.is_inside(trap, shared.ledger.moved())? {
         // Its own network namespace.
         return Ok(Answer::Native);
     }

@@ -21,6 +21,7 @@ impl State {
         self.write_name(trap, mark, remote)
     }
 
+    #[inline]
     fn write_name(&self, trap: &Trap<'_>, mark: Mark, endpoint: Endpoint) -> Handled {
         let room = trap.read_int(trap.call.args[2])?;
         trap.write_sized(trap.call.args[1], trap.call.args[2], room, endpoint.sockaddr(mark.family()).bytes())?;

@@ -74,6 +74,7 @@ impl Trap<'_> {
     }
 
     /// Answers through a pair of pointer and length, as getsockname(2) does: what fits, and the full length.
+    #[inline]
     pub(super) fn write_sized(&self, address: u64, length_address: u64, room: i32, bytes: &[u8]) -> Result<(), Errno> {
         let Ok(room) = usize::try_from(room) else { return Err(Errno(libc::EINVAL)) };
         self.still_waiting()?;
@@ -190,9 +191,12 @@ impl State {
     }
 
     /// Whether the caller is in the environment's own network, and not in one that was made further inside: traps follow
-    /// programs anywhere. One that may not be traced is taken for a stranger, whose calls go on natively.
-    pub(super) fn is_inside(&mut self, trap: &Trap<'_>) -> Result<bool, Errno> {
-        match self.tasks.is_in(trap.call.tid, &self.network) {
+    /// programs anywhere. One that may not be traced is taken for a stranger, whose calls go on natively. `moved`: a thread may have gone
+    /// to another by itself. Before that each stays where it began. (And a thread may end up with another's number, by execve(2).)
+    pub(super) fn is_inside(&mut self, trap: &Trap<'_>, moved: bool) -> Result<bool, Errno> {
+        let tid = trap.call.tid;
+        let inside = if moved { self.tasks.is_in(tid, &self.network) } else { self.tasks.stays_in(tid, &self.network) };
+        match inside {
             Err(error) => match error.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES | libc::ESRCH | libc::ENOENT) => Ok(false),
                 _ => Err(error.into()),
@@ -209,6 +213,7 @@ impl State {
     }
 
     /// As [`State::fetch`], for a handler that asks [`Trap::still_waiting`] itself before anybody could notice.
+    #[inline]
     pub(super) fn fetch_unchecked(&mut self, trap: &Trap<'_>) -> Result<Option<(OwnedFd, Mark)>, Errno> {
         let fd = match self.tasks.fd(trap.call.tid, trap.int(0)) {
             Ok(fd) => fd,
@@ -222,6 +227,7 @@ impl State {
     }
 
     /// What a socket remembers, if it is one of ours.
+    #[inline]
     pub(super) fn mark(&self, fd: BorrowedFd<'_>) -> Option<Mark> {
         let bits = socket::mark(fd).ok()?;
         if let Some(mark) = Mark::from_kernel(bits) {

@@ -199,7 +199,7 @@ impl Worker<'_> {
         let recovered = state.comes_again(call) || recovered;
         let trap = Trap { call, listener: &shared.listener, alarm, recovered };
         let handled = match dispatch.handler(call.syscall) {
-            Some(Handler::Socket) => host::socket(shared.kinds.now, &mut state, &trap),
+            Some(Handler::Socket) => host::socket(shared, &mut state, &trap),
             Some(Handler::Bind) => {
                 shared.relay.iter().for_each(|relay| relay.make_way(&mut state));
                 state.carry_bind(&trap)
@@ -221,7 +221,8 @@ impl Worker<'_> {
             Some(Handler::SetSockOpt) => state.set_option(&trap),
             Some(Handler::GetSockOpt) => state.option(&trap),
             Some(Handler::Shutdown) => state.shutdown(&trap, shared),
-            None => Ok(Answer::Native),
+            // The ledger has noted it.
+            Some(Handler::Move) | None => Ok(Answer::Native),
         };
         if state.is_broken() {
             // What makes its sockets is gone, so perhaps is this server: no answer is better than one that Linux would not give.

@@ -118,7 +118,7 @@ pub(super) fn split(bytes: &[u8], header: usize) -> Option<(u16, &[u8], &[u8])> 
 
 fn one(body: &[u8]) -> Option<Listed> {
     let mut listed = Listed {
-        name: Name { bytes: [0; 108], length: 0 },
+        name: Name::EMPTY,
         state: *body.get(2)?,
         inode: word(body, 4)?,
         cookie: u64::from(word(body, 8)?) | u64::from(word(body, 12)?) << 32,
@@ -128,10 +128,7 @@ fn one(body: &[u8]) -> Option<Listed> {
     let mut rest = body.get(16..)?;
     while let Some((kind, value, next)) = split(rest, 4) {
         match kind {
-            ATTRIBUTE_NAME if value.len() > 1 && value[0] == 0 && value.len() <= 108 => {
-                listed.name.length = value.len() - 1;
-                listed.name.bytes[..value.len() - 1].copy_from_slice(&value[1..]);
-            }
+            ATTRIBUTE_NAME => listed.name = Name::of(value),
             ATTRIBUTE_PEER => listed.peer = word(value, 0),
             ATTRIBUTE_QUEUE => listed.queued = word(value, 0).unwrap_or(0),
             _ => {}
