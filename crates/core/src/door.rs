@@ -72,12 +72,7 @@ impl Door {
                 }
                 let (launch, status) = prepare(program)?;
                 let pid = launch.in_place_of(place).start()?;
-                let pidfd = process::pidfd(pid).inspect_err(|_| {
-                    // Nobody could end it later.
-                    let _ = process::kill(pid, os::SIGKILL);
-                    let _ = process::wait_end(pid);
-                })?;
-                (pid, pidfd, status)
+                (pid, process::pidfd_or_end(pid)?, status)
             }
         };
         all.insert(pid);

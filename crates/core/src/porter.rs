@@ -80,7 +80,7 @@ impl Porter {
         let argv = [os::string(first.path), "porter".into()];
         let launch = Launch::new(&argv, &os::pairs(first.env), [null()?, null()?, null()?])?;
         let pid = launch.fd(theirs, BOOTSTRAP).group(Group::Session).in_place_of(place).start()?;
-        let pidfd = process::pidfd(pid).inspect_err(|_| end(pid))?;
+        let pidfd = process::pidfd_or_end(pid)?;
         if !stance.is_program_of(pid) {
             end(pid);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the caller named another program than its own"));

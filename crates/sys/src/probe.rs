@@ -57,10 +57,7 @@ impl Trial {
                 let pid = child.as_raw();
                 // Both sides say so: a kill of the group may come before the child has run.
                 let _ = nix::unistd::setpgid(child, child);
-                let pidfd = process::pidfd(pid).inspect_err(|_| {
-                    let _ = process::kill(pid, libc::SIGKILL);
-                    let _ = process::wait(Some(pid));
-                })?;
+                let pidfd = process::pidfd_or_end(pid)?;
                 Ok(Trial { pid, pidfd, report: File::from(report), reaped: false })
             }
         }

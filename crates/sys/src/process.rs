@@ -399,6 +399,15 @@ pub const SETTLED: Duration = Duration::from_millis(300);
 /// How far below the caller the stack stays as it is.
 const DEPTH: usize = 16 << 10;
 
+/// The pidfd of a child that was not reaped. Where there is none to be had the child is ended and reaped: nobody could do so later.
+/// Errors: as [`pidfd`].
+pub fn pidfd_or_end(child: i32) -> io::Result<OwnedFd> {
+    pidfd(child).inspect_err(|_| {
+        let _ = kill(child, libc::SIGKILL);
+        let _ = wait_end(child);
+    })
+}
+
 /// All threads of the caller share one heap (mallopt(3), M_ARENA_MAX). For a process whose threads come and go, and allocate little:
 /// each heap keeps what its threads needed at most, and never gives it back.
 pub fn one_heap() {

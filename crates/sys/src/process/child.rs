@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use super::{Status, Until, guard, kill, pidfd, poll, wait_end};
+use super::{Status, Until, guard, kill, pidfd_or_end, poll, wait_end};
 
 /// How long a guard has to end its process: one that was stopped never would.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -23,12 +23,7 @@ pub struct Child {
 impl Child {
     /// A child that was not reaped.
     pub(super) fn alone(pid: i32) -> io::Result<Child> {
-        let end = pidfd(pid).inspect_err(|_| {
-            // Nobody could end it later.
-            let _ = kill(pid, libc::SIGKILL);
-            let _ = wait_end(pid);
-        })?;
-        Ok(Child { pid, guard: None, end: end.into(), status: None })
+        Ok(Child { pid, guard: None, end: pidfd_or_end(pid)?.into(), status: None })
     }
 
     pub(super) fn guarded(pid: i32, guard: i32, end: File) -> Child {
