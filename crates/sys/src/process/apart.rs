@@ -3,15 +3,17 @@
 //! SIGKILL ends all threads of a process wherever they are. A worker that acts for somebody else in several system calls must not be
 //! ended between two of them. So it runs in a process of its own that shares everything (clone(2) with CLONE_VM, CLONE_FILES)
 //! but the thread group: a kill of the one leaves the other, which then hears of it by a signal (PR_SET_PDEATHSIG) and ends by itself, as
-//! soon as it rests ([`Rest`]).
+//! soon as all its threads rest ([`Rest`]).
 //!
 //! The thread that makes it is suspended until it ends (CLONE_VFORK), and lends it its thread-local storage meanwhile.
 
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::null;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 /// Bytes of the worker's stack, and of the page below it that nobody may touch.
 const STACK: usize = 256 << 10;
@@ -21,18 +23,26 @@ fn leave_signal() -> libc::c_int {
     libc::SIGRTMIN() + 6
 }
 
+/// How many threads of a worker are in the midst of a step, and whether it was told to leave.
+#[derive(Debug, Default)]
+struct Steps {
+    under_way: AtomicUsize,
+    leaves: AtomicBool,
+}
+
 thread_local! {
-    /// Of the worker's own thread, whose handler looks at them: it rests; it was told to leave in the midst of a step.
-    static RESTS: AtomicBool = const { AtomicBool::new(false) };
-    static LEAVES: AtomicBool = const { AtomicBool::new(false) };
+    /// Of the worker's own thread, whose handler looks at them.
+    static STEPS: Cell<*const Steps> = const { Cell::new(null()) };
 }
 
 extern "C" fn leave(_: libc::c_int) {
-    if RESTS.with(|rests| rests.load(Ordering::SeqCst)) {
+    // SAFETY: null, or what the worker holds until its process ends.
+    let Some(steps) = (unsafe { STEPS.get().as_ref() }) else { return };
+    steps.leaves.store(true, Ordering::SeqCst);
+    if steps.under_way.load(Ordering::SeqCst) == 0 {
         // SAFETY: ends the process; async-signal-safe.
         unsafe { libc::_exit(0) }
     }
-    LEAVES.with(|leaves| leaves.store(true, Ordering::SeqCst));
 }
 
 /// Keeps the calling thread from hearing what is meant for the worker in whose process it is.
@@ -46,24 +56,28 @@ pub fn not_the_worker() {
     }
 }
 
-/// When the worker may be ended.
+/// When a thread of the worker may be ended.
 #[derive(Debug)]
-pub struct Rest {
-    /// It is no ordinary thread, which a kill ends anywhere.
-    apart: bool,
-}
+pub struct Rest(Option<Arc<Steps>>);
 
 impl Rest {
-    /// For the same work in an ordinary thread.
-    pub const NONE: Rest = Rest { apart: false };
+    /// For the same work in an ordinary thread, which a kill ends anywhere.
+    pub const NONE: Rest = Rest(None);
 
-    /// From here on the worker may be ended at any moment.
+    /// Whether it is a worker's.
+    pub fn is_apart(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// For another thread of the same worker, which rests at first.
+    pub fn another(&self) -> Rest {
+        Rest(self.0.clone())
+    }
+
+    /// From here on the thread may be ended at any moment.
     pub fn begin(&self) {
-        if !self.apart {
-            return;
-        }
-        RESTS.with(|rests| rests.store(true, Ordering::SeqCst));
-        if LEAVES.with(|leaves| leaves.load(Ordering::SeqCst)) {
+        let Some(steps) = &self.0 else { return };
+        if steps.under_way.fetch_sub(1, Ordering::SeqCst) == 1 && steps.leaves.load(Ordering::SeqCst) {
             // SAFETY: ends this process, which has nothing of its own to clean up.
             unsafe { libc::_exit(0) }
         }
@@ -71,12 +85,21 @@ impl Rest {
 
     /// From here on it is not, until it rests again. A call that waits is not ended by the signal, but goes on (SA_RESTART).
     pub fn end(&self) {
-        RESTS.with(|rests| rests.store(false, Ordering::SeqCst));
+        let Some(steps) = &self.0 else { return };
+        steps.under_way.fetch_add(1, Ordering::SeqCst);
+        if steps.leaves.load(Ordering::SeqCst) {
+            // Another thread is at its last step, and this one begins none.
+            self.begin();
+            loop {
+                // SAFETY: takes nothing.
+                unsafe { libc::pause() };
+            }
+        }
     }
 
     /// Ends the worker, and with it its process: what it is at is the successor's.
     pub fn leave(&self) -> ! {
-        if self.apart {
+        if self.0.is_some() {
             // SAFETY: ends this process, which has nothing of its own to clean up.
             unsafe { libc::_exit(1) }
         }
@@ -97,10 +120,9 @@ struct Errand {
 extern "C" fn child(errand: *mut c_void) -> libc::c_int {
     // SAFETY: the suspended thread holds the errand until this process ends.
     let errand = unsafe { &mut *errand.cast::<Errand>() };
-    let rest = Rest { apart: true };
-    // Those of the thread that it has its storage from.
-    RESTS.with(|rests| rests.store(false, Ordering::SeqCst));
-    LEAVES.with(|leaves| leaves.store(false, Ordering::SeqCst));
+    let steps = Arc::new(Steps { under_way: AtomicUsize::new(1), leaves: AtomicBool::new(false) });
+    STEPS.set(Arc::as_ptr(&steps));
+    let rest = Rest(Some(steps));
     // SAFETY: takes integers only.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, leave_signal(), 0, 0, 0) };
     // SAFETY: takes nothing.

@@ -237,10 +237,11 @@ impl Ledger {
         self.moves().load(Ordering::Acquire) != 0
     }
 
-    /// Takes a free slot; `None` if all of them hold calls. For the one thread that receives, while it has none.
+    /// Takes a free slot; `None` if all of them hold calls. For a thread that receives, while it has none; of a server that stands on
+    /// others, only one does.
     pub fn take(&self) -> Option<Slot> {
         let mut free = self.free_list();
-        if free.is_empty() {
+        if free.is_empty() && self.height.below > 0 {
             // Those that servers below have cleared.
             free.extend((0..LEDGER_SLOTS as u16).rev().filter(|slot| self.id(*slot).load(Ordering::Acquire) == 0));
         }

@@ -3,7 +3,6 @@
 use super::Shared;
 use super::bind::listener_name;
 use super::state::{Answer, Errno, Handled, State, Trap, deadline};
-use super::worker::conclude;
 use hurdle_netstack::address::{Endpoint, Family};
 use hurdle_netstack::mark::{ACCEPTED, Mark};
 use hurdle_netstack::name::{Meaning, Name};
@@ -115,11 +114,11 @@ impl State {
         }
     }
 
-    /// A connection whose taker is gone goes to the listener's next accept.
-    pub(super) fn give_back(&mut self, listener: &OwnedFd, fd: OwnedFd) {
-        if let Ok(Some(name)) = listener_name(listener.as_fd()) {
-            self.returned.entry(name).or_default().push_back((fd, Instant::now()));
-        }
+    /// A connection whose taker is gone goes to the listener's next accept. Returns that listener.
+    pub(super) fn give_back(&mut self, listener: &OwnedFd, fd: OwnedFd) -> Option<Name> {
+        let name = listener_name(listener.as_fd()).ok().flatten()?;
+        self.returned.entry(name).or_default().push_back((fd, Instant::now()));
+        Some(name)
     }
 
     /// Serves the accepts that wait on a listener, as far as there are connections.
@@ -139,7 +138,7 @@ impl State {
                 }
                 other => {
                     let cancelled = matches!(other, Err(Errno(libc::EINTR)));
-                    conclude(shared, self, &one.call, one.seen, other);
+                    self.conclude(shared, &one.call, one.seen, other);
                     shared.ledger.release(one.slot);
                     if !cancelled && !self.returned.contains_key(&name) {
                         break;
@@ -155,7 +154,7 @@ impl State {
     /// Ends all accepts that wait on a listener.
     pub(super) fn end_accepts(&mut self, name: Name, shared: &Shared, errno: Errno) {
         for one in self.accepting.remove(&name).unwrap_or_default() {
-            conclude(shared, self, &one.call, one.seen, Err(errno));
+            self.conclude(shared, &one.call, one.seen, Err(errno));
             shared.ledger.release(one.slot);
         }
     }

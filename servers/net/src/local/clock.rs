@@ -3,7 +3,6 @@
 use super::Shared;
 use super::connect::PATIENCE;
 use super::state::{Errno, State, Trap};
-use super::worker::conclude;
 use hurdle_netstack::name::Name;
 use hurdle_sys::seccomp::{Call, interrupt};
 use hurdle_sys::target::Alarm;
@@ -108,7 +107,7 @@ fn end_late_accepts(shared: &Shared, state: &mut State, now: Instant) {
             state.accepting.insert(name, rest);
         }
         for one in ended {
-            conclude(shared, state, &one.call, one.seen, Err(Errno(libc::EAGAIN)));
+            state.conclude(shared, &one.call, one.seen, Err(Errno(libc::EAGAIN)));
             shared.ledger.release(one.slot);
         }
     }

@@ -6,7 +6,6 @@
 use super::Shared;
 use super::bind::sockaddr;
 use super::state::{Answer, Errno, Handled, State, Trap, deadline};
-use super::worker::conclude;
 use hurdle_netstack::address::{Endpoint, Host, LONGEST, Written, parse};
 use hurdle_netstack::mark::{BOUND, CLIENT, Mark, PENDING, V6_ONLY};
 use hurdle_netstack::name::{Bound, Meaning, Name};
@@ -203,7 +202,7 @@ impl State {
                         break;
                     }
                     Ok(Answer::WaitConnect { .. }) => {
-                        conclude(shared, self, &one.call, one.seen, Err(Errno(libc::EINPROGRESS)));
+                        self.conclude(shared, &one.call, one.seen, Err(Errno(libc::EINPROGRESS)));
                         shared.ledger.release(one.slot);
                     }
                     other => {
@@ -211,7 +210,7 @@ impl State {
                             Ok(Answer::Connected { to, .. }) => Some(to),
                             _ => None,
                         };
-                        conclude(shared, self, &one.call, one.seen, other);
+                        self.conclude(shared, &one.call, one.seen, other);
                         shared.ledger.release(one.slot);
                         if let Some(to) = connected {
                             self.serve_accepts(trap, to, shared);

@@ -13,7 +13,7 @@
 //! 3. *No call of the server blocks.* What would wait is parked, and answered by the call that ends its wait.
 //! 4. *What is not ours goes on natively*, as fast as may be: the environment's own network namespace is harmless.
 //!
-//! Threads: one worker receives and answers; a clock, started by the first call that waits, ends waits that nobody ends;
+//! Threads: one worker receives and answers, with a second one where calls come from two CPUs at once; a clock, started by the first call that waits, ends waits that nobody ends;
 //! a third, started by the first burst of calls, keeps a second CPU awake during bursts. Under `share` after another network, a relay
 //! lets clients in from outside, from a process of its own like the worker's.
 //! Locks: that of [`State`], taken for the length of one call; after it that of the relay.
@@ -30,6 +30,7 @@ mod options;
 mod pool;
 mod relay;
 mod reset;
+mod second;
 mod state;
 mod worker;
 

@@ -140,6 +140,8 @@ pub(super) struct State {
     /// How many connections the queues of each port hold at most, and the shortest may hold. Accepts that go natively are not seen, so
     /// the first is a bound.
     pub(super) queues: HashMap<u16, (u32, u32)>,
+    /// Calls whose connection is being handed over.
+    pub(super) handed: Vec<Call>,
     /// Calls that were done when a signal cancelled them, by thread: they come again, with the same arguments.
     pub(super) cancelled: HashMap<u32, Call>,
     /// Room that [`Ports::listeners`] fills, kept between calls.
@@ -175,6 +177,7 @@ impl State {
             memory,
             seen: HashMap::new(),
             queues: HashMap::new(),
+            handed: Vec::new(),
             cancelled: HashMap::new(),
             found: Vec::new(),
         };

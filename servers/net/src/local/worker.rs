@@ -1,21 +1,23 @@
-//! The thread that receives trapped calls and answers them.
+//! The thread that receives trapped calls and answers them. Where they come from two CPUs at once it has a [`Second`].
 
 use super::Shared;
 use super::connect::PATIENCE;
 use super::host;
 use super::relay::Relay;
+use super::second::{Duty, Second};
 use super::state::{Answer, Errno, State, Trap, Waiting};
 use crate::table::{Handler, rows};
+use hurdle_netstack::name::Name;
 use hurdle_netstack::table::handler;
 use hurdle_netstack::trace::Seen;
 use hurdle_proto::net::{Outcome, Trapped};
 use hurdle_server::Awake;
 use hurdle_sys::process::{Rest, run_apart, wake_politely};
-use hurdle_sys::seccomp::{Call, Ledger, Slot};
+use hurdle_sys::seccomp::{Call, Ledger, Listener, Slot};
 use hurdle_sys::target::Alarm;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -73,7 +75,7 @@ pub(super) fn spawn(shared: Arc<Shared>, source: Source, turn: File, calm: bool)
     std::thread::Builder::new().name("hurdle-traps".into()).stack_size(256 * 1024).spawn(move || {
         let turn = Arc::new(turn);
         let source = Arc::new(Mutex::new(source));
-        let thread = Worker { shared: &shared, rest: &Rest::NONE, dispatch: Dispatch::new() };
+        let thread = Worker::new(&shared, &Rest::NONE);
         if calm && !thread.run(&source, true, Some(FEW)) {
             return;
         }
@@ -83,7 +85,7 @@ pub(super) fn spawn(shared: Arc<Shared>, source: Source, turn: File, calm: bool)
             &shared.apart,
             Box::new(move |rest| {
                 let _ = Ledger::note_worker(&noted, std::process::id().cast_signed());
-                Worker { shared: &own, rest, dispatch: Dispatch::new() }.run(&calls, !calm, None);
+                Worker::new(&own, rest).run(&calls, !calm, None);
             }),
         );
         match apart {
@@ -97,13 +99,17 @@ pub(super) fn spawn(shared: Arc<Shared>, source: Source, turn: File, calm: bool)
     })
 }
 
-struct Worker<'a> {
+pub(super) struct Worker<'a> {
     shared: &'a Arc<Shared>,
     rest: &'a Rest,
     dispatch: Dispatch,
 }
 
-impl Worker<'_> {
+impl<'a> Worker<'a> {
+    pub(super) fn new(shared: &'a Arc<Shared>, rest: &'a Rest) -> Worker<'a> {
+        Worker { shared, rest, dispatch: Dispatch::new() }
+    }
+
     /// Serves until it is stopped (false), or has served so `many` calls. `first`: there may be calls that another one left.
     fn run(&self, source: &Mutex<Source>, first: bool, many: Option<u32>) -> bool {
         let alarm = Alarm::new(PATIENCE);
@@ -146,48 +152,91 @@ impl Worker<'_> {
 
     /// Receives calls from the kernel and serves them.
     fn receive(&self, alarm: &Alarm, many: Option<u32>) -> bool {
-        let shared = self.shared;
         let awake = Awake::new(BURST);
+        let mut second = Second::new(self.shared, self.rest);
         let (mut slot, mut served) = (None, 0);
-        while !shared.stop.load(Ordering::SeqCst) {
-            if many.is_some_and(|many| served >= many) {
-                slot.into_iter().for_each(|slot| shared.ledger.release(slot));
-                return true;
-            }
-            self.rest.begin();
-            let Some(free) = slot.take().or_else(|| shared.ledger.take()) else {
-                // Every slot holds a call that waits. One more waits in the kernel.
-                std::thread::sleep(FULL);
-                continue;
+        while many.is_none_or(|many| served < many) {
+            let arrived = || {
+                served += 1;
+                awake.call();
+                second.look();
             };
-            let received = shared.ledger.receive(&shared.listener, &free);
-            // Who holds the lock may be killed with it: that wait is no step yet.
-            let state = shared.lock();
+            if !self.next(alarm, &mut slot, arrived) {
+                return false;
+            }
+        }
+        slot.into_iter().for_each(|slot| self.shared.ledger.release(slot));
+        true
+    }
+
+    /// Receives calls beside the thread that looks for them first, while there is work for two.
+    pub(super) fn assist(&self, duty: &Duty) {
+        let alarm = Alarm::new(PATIENCE);
+        let _ = wake_politely();
+        let mut slot = None;
+        while duty.wait() {
             self.rest.end();
-            match received {
-                Ok(call) => {
-                    slot = self.serve(state, alarm, &call, free, false).1;
-                    awake.call();
-                    served += 1;
+            while duty.is_on() {
+                if !self.next(&alarm, &mut slot, || duty.serves()) {
+                    return self.rest.begin();
                 }
-                Err(error) => {
-                    slot = Some(free);
-                    match error.raw_os_error() {
-                        // A signal, or a call that was cancelled while it was received.
-                        Some(libc::EINTR) => {}
-                        Some(libc::ENOENT) if !is_over(shared) => {}
-                        _ => return false,
-                    }
+            }
+            slot.take().into_iter().for_each(|slot| self.shared.ledger.release(slot));
+            self.rest.begin();
+        }
+    }
+
+    /// Receives a call, says that it has, and serves it. `slot` is one that is kept from call to call. False: it was stopped, or
+    /// nobody is left who could trap.
+    fn next(&self, alarm: &Alarm, slot: &mut Option<Slot>, arrived: impl FnOnce()) -> bool {
+        let shared = self.shared;
+        if shared.stop.load(Ordering::SeqCst) {
+            return false;
+        }
+        self.rest.begin();
+        let Some(free) = slot.take().or_else(|| shared.ledger.take()) else {
+            // Every slot holds a call that waits. One more waits in the kernel.
+            std::thread::sleep(FULL);
+            self.rest.end();
+            return true;
+        };
+        let received = shared.ledger.receive(&shared.listener, &free);
+        // Who holds the lock may be killed with it: that wait is no step yet.
+        let state = shared.lock();
+        self.rest.end();
+        match received {
+            Ok(call) => {
+                arrived();
+                *slot = self.serve(state, alarm, &call, free, false).1;
+                true
+            }
+            Err(error) => {
+                *slot = Some(free);
+                match error.raw_os_error() {
+                    // A signal, or a call that was cancelled while it was received.
+                    Some(libc::EINTR) => true,
+                    Some(libc::ENOENT) => !is_over(shared),
+                    _ => false,
                 }
             }
         }
-        false
+    }
+
+    /// A call that a signal has cancelled while its connection was handed over comes again, perhaps before that is noticed.
+    fn after_hand_over(&self, mut state: MutexGuard<'a, State>, call: &Call) -> MutexGuard<'a, State> {
+        let again = |one: &Call| one.tid == call.tid && (one.syscall, one.args) == (call.syscall, call.args);
+        while state.handed.iter().any(again) {
+            drop(state);
+            std::thread::yield_now();
+            state = self.shared.lock();
+        }
+        state
     }
 
     /// Handles one call and answers it. Returns what became of it, and its slot unless it waits.
     fn serve(
         &self,
-        mut state: MutexGuard<'_, State>,
+        mut state: MutexGuard<'a, State>,
         alarm: &Alarm,
         call: &Call,
         slot: Slot,
@@ -196,6 +245,7 @@ impl Worker<'_> {
         let (shared, dispatch) = (self.shared, &self.dispatch);
         shared.traps.fetch_add(1, Ordering::Relaxed);
         let seen = Seen::new(&shared.tap, call, &shared.listener);
+        state = self.after_hand_over(state, call);
         let recovered = state.comes_again(call) || recovered;
         let trap = Trap { call, listener: &shared.listener, alarm, recovered };
         let handled = match dispatch.handler(call.syscall) {
@@ -232,19 +282,38 @@ impl Worker<'_> {
             Ok(Answer::WaitAccept { on, until }) => (on, until, true),
             Ok(Answer::WaitConnect { on, until }) => (on, until, false),
             other => {
-                let took = matches!(other, Ok(Answer::Socket { from: Some(_), .. }));
                 let connected = match other {
                     Ok(Answer::Connected { to, .. }) => Some(to),
                     _ => None,
                 };
-                let outcome = conclude(shared, &mut state, call, seen, other);
-                // The connecting end goes on first, as natively.
-                if let Some(to) = connected.filter(|to| state.accepting.contains_key(to)) {
-                    state.serve_accepts(&trap, to, shared);
-                }
-                if took {
-                    state.retry_connects(&trap, shared);
-                }
+                let outcome = match &other {
+                    // Its caller has to run for that, perhaps on another CPU. Others are served meanwhile.
+                    Ok(Answer::Socket { from, .. }) => {
+                        let took = from.is_some();
+                        if took {
+                            state.handed.push(*call);
+                        }
+                        drop(state);
+                        let (outcome, back) = conclude(shared, call, seen, other);
+                        if took || back.is_some() {
+                            let mut state = shared.lock();
+                            state.handed.retain(|one| one.id != call.id);
+                            if let Some(listener) = state.take_back(call, back) {
+                                state.serve_accepts(&trap, listener, shared);
+                            }
+                            state.retry_connects(&trap, shared);
+                        }
+                        outcome
+                    }
+                    _ => {
+                        let outcome = state.conclude(shared, call, seen, other);
+                        // The connecting end goes on first, as natively.
+                        if let Some(to) = connected.filter(|to| state.accepting.contains_key(to)) {
+                            state.serve_accepts(&trap, to, shared);
+                        }
+                        outcome
+                    }
+                };
                 shared.ledger.clear(&slot);
                 return (outcome, Some(slot));
             }
@@ -266,59 +335,81 @@ fn is_over(shared: &Shared) -> bool {
     events.is_ok_and(|events| events & libc::POLLHUP != 0)
 }
 
-/// Answers a call, and reports it while somebody traces. What a cancelled caller does not get is taken back.
-pub(super) fn conclude(
+/// What a caller did not get, since its call was cancelled.
+pub(super) enum Back {
+    /// An answer that may be asked for once more.
+    Answer,
+    /// A connection that was taken off this listener.
+    Connection { from: OwnedFd, fd: OwnedFd },
+}
+
+/// Answers a call, and reports it while somebody traces. What the caller did not get is for [`State::take_back`].
+fn conclude(
     shared: &Shared,
-    state: &mut State,
     call: &Call,
     seen: Option<Box<Seen>>,
     handled: Result<Answer, Errno>,
-) -> Outcome {
+) -> (Outcome, Option<Back>) {
     if !shared.tap.on() {
-        return answer(shared, state, call, handled);
+        return answer(&shared.listener, call, handled);
     }
     let mut seen = seen.unwrap_or_else(|| Seen::late(call, &shared.listener));
     if handled.is_ok() {
         seen.written(&shared.listener);
     }
-    let outcome = answer(shared, state, call, handled);
+    let (outcome, back) = answer(&shared.listener, call, handled);
     seen.end(&shared.tap, outcome);
-    outcome
+    (outcome, back)
 }
 
-fn answer(shared: &Shared, state: &mut State, call: &Call, handled: Result<Answer, Errno>) -> Outcome {
-    let listener = &shared.listener;
-    let errno = match handled {
+fn answer(listener: &Listener, call: &Call, handled: Result<Answer, Errno>) -> (Outcome, Option<Back>) {
+    let gone = (Outcome::Gone, Some(Back::Answer));
+    let (errno, back) = match handled {
         Ok(Answer::Value(value)) => {
-            if listener.answer(call.id, Ok(value)).is_err() {
-                state.note_cancelled(call);
-                return Outcome::Gone;
-            }
-            return Outcome::Returned(value);
+            return listener.answer(call.id, Ok(value)).map_or(gone, |()| (Outcome::Returned(value), None));
         }
-        Ok(Answer::Native) => return listener.resume(call.id).map_or(Outcome::Gone, |()| Outcome::Native),
+        Ok(Answer::Native) => return (listener.resume(call.id).map_or(Outcome::Gone, |()| Outcome::Native), None),
         Ok(Answer::Socket { fd, close_on_exec, from }) => {
             match listener.answer_fd(call.id, fd.as_fd(), close_on_exec) {
-                Ok(number) => return Outcome::Returned(number.into()),
+                Ok(number) => return (Outcome::Returned(number.into()), None),
                 Err(error) => {
-                    if let Some(from) = from {
-                        state.give_back(&from, fd);
-                    }
-                    error.raw_os_error().unwrap_or(libc::EIO)
+                    let back = from.map(|from| Back::Connection { from, fd });
+                    (error.raw_os_error().unwrap_or(libc::EIO), back)
                 }
             }
         }
         Ok(Answer::Connected { pending, .. }) => {
             let said = if pending { Err(libc::EINPROGRESS) } else { Ok(0) };
-            if listener.answer(call.id, said).is_err() {
-                state.note_cancelled(call);
-                return Outcome::Gone;
-            }
-            return said.map_or_else(Outcome::Failed, Outcome::Returned);
+            let outcome = said.map_or_else(Outcome::Failed, Outcome::Returned);
+            return listener.answer(call.id, said).map_or(gone, |()| (outcome, None));
         }
-        Ok(Answer::WaitAccept { .. } | Answer::WaitConnect { .. }) => libc::EIO,
-        Err(Errno(errno)) => errno,
+        Ok(Answer::WaitAccept { .. } | Answer::WaitConnect { .. }) => (libc::EIO, None),
+        Err(Errno(errno)) => (errno, None),
     };
     // ENOENT here: the call was cancelled, and nobody waits for the answer.
-    listener.answer(call.id, Err(errno)).map_or(Outcome::Gone, |()| Outcome::Failed(errno))
+    (listener.answer(call.id, Err(errno)).map_or(Outcome::Gone, |()| Outcome::Failed(errno)), back)
+}
+
+impl State {
+    /// As the function, while nobody else is served; what the caller did not get is taken back.
+    pub(super) fn conclude(
+        &mut self,
+        shared: &Shared,
+        call: &Call,
+        seen: Option<Box<Seen>>,
+        handled: Result<Answer, Errno>,
+    ) -> Outcome {
+        let (outcome, back) = conclude(shared, call, seen, handled);
+        self.take_back(call, back);
+        outcome
+    }
+
+    /// Returns the listener that has a connection again.
+    fn take_back(&mut self, call: &Call, back: Option<Back>) -> Option<Name> {
+        match back? {
+            Back::Answer => self.note_cancelled(call),
+            Back::Connection { from, fd } => return self.give_back(&from, fd),
+        }
+        None
+    }
 }

@@ -1,0 +1,127 @@
+//! A second thread that receives, for programs that call from two CPUs at once.
+//!
+//! A call wakes its receiver on the CPU that it comes from, and the answer goes on there: nobody is fetched from elsewhere. But one
+//! receiver serves one caller, and the other waits, whose CPU falls asleep. With two, each stays where its caller is.
+//! The kernel wakes all that wait for a call, so a second one that has nothing to do costs each call 4 µs. It is on duty
+//! for a while, whenever calls are often seen to wait.
+
+use super::Shared;
+use super::worker::Worker;
+use hurdle_sys::process::{Rest, allowed_cpus, not_the_worker};
+use hurdle_sys::seccomp::interrupt;
+use hurdle_sys::target::socket::poll_now;
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::{Builder, JoinHandle, park, sleep};
+use std::time::Duration;
+
+/// At every so many calls there is a look whether another one waits.
+const LOOK: u32 = 16;
+/// What such looks have to come to: one that finds a call counts two, one that does not takes one away.
+const OFTEN: u32 = 4;
+/// So many calls the second thread serves before it is looked again whether it has to.
+const TERM: u32 = 512;
+
+/// What [`Duty::left`] says of a thread that has to end.
+const END: u32 = u32::MAX;
+
+/// How many calls the second thread has left to serve; none: it sleeps.
+#[derive(Debug, Default)]
+pub(super) struct Duty {
+    left: AtomicU32,
+}
+
+impl Duty {
+    pub(super) fn is_on(&self) -> bool {
+        !matches!(self.left.load(Ordering::SeqCst), 0 | END)
+    }
+
+    /// Rests until it is on duty. False: it has to end.
+    pub(super) fn wait(&self) -> bool {
+        while self.left.load(Ordering::SeqCst) == 0 {
+            park();
+        }
+        self.is_on()
+    }
+
+    pub(super) fn serves(&self) {
+        let less = |left| if left == END { None } else { Some(left - 1) };
+        let _ = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
+    }
+}
+
+/// The second thread, as the first one sees it.
+pub(super) struct Second<'a> {
+    shared: &'a Arc<Shared>,
+    rest: &'a Rest,
+    duty: Arc<Duty>,
+    thread: Option<JoinHandle<()>>,
+    calls: u32,
+    often: u32,
+    /// There can be none.
+    never: bool,
+}
+
+impl<'a> Second<'a> {
+    /// None yet.
+    pub(super) fn new(shared: &'a Arc<Shared>, rest: &'a Rest) -> Second<'a> {
+        let never = !rest.is_apart() || allowed_cpus().is_ok_and(|cpus| cpus < 2);
+        Second { shared, rest, duty: Arc::default(), thread: None, calls: 0, often: 0, never }
+    }
+
+    /// The first thread has received a call, and not answered it: another one that waits now is another caller's.
+    pub(super) fn look(&mut self) {
+        self.calls += 1;
+        if self.never || self.calls < LOOK {
+            return;
+        }
+        self.calls = 0;
+        if self.duty.is_on() {
+            return;
+        }
+        let waits = poll_now(self.shared.listener.as_fd(), libc::POLLIN).is_ok_and(|events| events & libc::POLLIN != 0);
+        self.often = if waits { self.often + 2 } else { self.often.saturating_sub(1) };
+        if self.often >= OFTEN {
+            self.often = 0;
+            self.duty.left.store(TERM, Ordering::SeqCst);
+            match &self.thread {
+                Some(thread) => thread.thread().unpark(),
+                None => self.start(),
+            }
+        }
+    }
+
+    fn start(&mut self) {
+        let (shared, duty, rest) = (self.shared.clone(), self.duty.clone(), self.rest.another());
+        let started = Builder::new().name("hurdle-traps".into()).stack_size(256 * 1024).spawn(move || {
+            not_the_worker();
+            let work = || Worker::new(&shared, &rest).assist(&duty);
+            if catch_unwind(AssertUnwindSafe(work)).is_err() {
+                // It was in the midst of a step, which a successor has to end.
+                rest.leave();
+            }
+        });
+        self.never = started.is_err();
+        self.thread = started.ok();
+    }
+}
+
+impl Drop for Second<'_> {
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        // A signal that comes just before it waits is lost, so it is sent until it worked.
+        while !thread.is_finished() {
+            self.duty.left.store(END, Ordering::SeqCst);
+            thread.thread().unpark();
+            let state = self.shared.lock();
+            interrupt(&thread);
+            drop(state);
+            self.rest.begin();
+            sleep(Duration::from_micros(200));
+            self.rest.end();
+        }
+        let _ = thread.join();
+    }
+}
