@@ -8,6 +8,8 @@
 //! sends the signal ([`interrupt`]): a thread that already waits is woken by the signal, one that is about to wait
 //! finds the timeout. The receiver sets the timeout anew before it goes on ([`set_receive_timeout`]).
 
+mod buffer;
+
 use std::cell::Cell;
 use std::io;
 use std::mem::{MaybeUninit, size_of};
@@ -17,6 +19,8 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, socketpair, sockopt};
+
+pub use buffer::Buffer;
 
 /// The most fds that one message can carry: the kernel's SCM_MAX_FD (unix(7)).
 pub const MAX_FDS: usize = 253;
@@ -113,10 +117,18 @@ fn send_with_fds(
 /// allows, then fails with EAGAIN; with EINTR on a signal; with ECONNRESET when the other end closed with messages unread.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Received> {
     buffer.clear();
+    let (len, received) = receive_in(socket, buffer.spare_capacity_mut())?;
+    // SAFETY: so many bytes of the capacity were written.
+    unsafe { buffer.set_len(len) };
+    Ok(received)
+}
+
+/// How many bytes of the message are in `room` now, and what else came.
+fn receive_in(socket: BorrowedFd<'_>, room: &mut [MaybeUninit<u8>]) -> io::Result<(usize, Received)> {
     let mut control = Control::new();
-    let mut iov = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.capacity() };
+    let mut iov = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
     // SAFETY: `msghdr` is plain data, for which all zeroes is a valid value. The kernel writes at most `iov_len` bytes
-    // to the buffer's spare capacity and at most `msg_controllen` to `control`; both outlive the call.
+    // to `room` and at most `msg_controllen` to `control`; both outlive the call.
     let (got, message) = unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         message.msg_iov = &mut iov;
@@ -128,13 +140,12 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> io::Result<Recei
     if got < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has written the first `got` bytes, and `got` is at most the capacity.
-    unsafe { buffer.set_len((got as usize).min(buffer.capacity())) };
-    Ok(Received {
+    let received = Received {
         fds: if message.msg_controllen == 0 { Vec::new() } else { take_fds(&message) },
         bytes_cut: message.msg_flags & libc::MSG_TRUNC != 0,
         fds_cut: message.msg_flags & libc::MSG_CTRUNC != 0,
-    })
+    };
+    Ok(((got as usize).min(room.len()), received))
 }
 
 /// Takes ownership of the fds in a received control message.

@@ -10,7 +10,7 @@ use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use hurdle_sys::memfd::Mapping;
-use hurdle_sys::seqpacket;
+use hurdle_sys::seqpacket::{self, Buffer};
 
 use crate::fd::Fd;
 use crate::frame::{EVENT_DEATH, Flags, HEADER_LEN, Header, INLINE_MAX, Kind};
@@ -160,7 +160,8 @@ impl Message {
 /// A buffer to receive frames into.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    buffer: Vec<u8>,
+    /// From the first frame on.
+    buffer: Option<Buffer>,
 }
 
 /// Why no frame was received.
@@ -191,10 +192,11 @@ impl Inbox {
     /// # Errors
     /// See [`ReceiveError`].
     pub fn receive(&mut self, channel: &Channel) -> Result<Arrival<'_>, ReceiveError> {
-        // Reserved once; only what arrives touches it.
-        self.buffer.clear();
-        self.buffer.reserve(HEADER_LEN + INLINE_MAX + 1);
-        let received = match seqpacket::receive(channel.as_fd(), &mut self.buffer) {
+        let buffer = match &mut self.buffer {
+            Some(buffer) => buffer,
+            none => none.insert(Buffer::new(HEADER_LEN + INLINE_MAX + 1).map_err(ReceiveError::Io)?),
+        };
+        let received = match buffer.receive(channel.as_fd()) {
             Ok(received) => received,
             Err(error) => {
                 return Err(match error.kind() {
@@ -205,17 +207,17 @@ impl Inbox {
                 });
             }
         };
-        if self.buffer.is_empty() && channel.hung_up() {
+        if buffer.is_empty() && channel.hung_up() {
             return Err(ReceiveError::Closed);
         }
         if received.bytes_cut {
             return Err(ReceiveError::Misuse(format!("a frame of more than {} bytes", HEADER_LEN + INLINE_MAX)));
         }
-        let header = Header::decode(&self.buffer).map_err(ReceiveError::Misuse)?;
+        let header = Header::decode(buffer).map_err(ReceiveError::Misuse)?;
         if received.fds_cut {
             return Err(ReceiveError::NoRoomForFds(header));
         }
-        Arrival::check(header, &self.buffer[HEADER_LEN..], received.fds)
+        Arrival::check(header, &buffer[HEADER_LEN..], received.fds)
     }
 }
 

@@ -46,6 +46,12 @@ fn carry_out(arguments: Vec<OsString>) -> ExitCode {
     })
 }
 
+/// A server that many may ask at a time, and none of them much.
+fn one_heap(serve: fn() -> ExitCode) -> ExitCode {
+    hurdle_sys::process::one_heap();
+    serve()
+}
+
 fn perform(cli: Cli, door: Option<Door>) -> Result<ExitCode, Failure> {
     let json = cli.json;
     match cli.command {
@@ -72,8 +78,8 @@ fn perform(cli: Cli, door: Option<Door>) -> Result<ExitCode, Failure> {
         Command::Server { interface } => match interface.as_str() {
             "fs" => Ok(hurdle_fs::serve()),
             "net" => Ok(hurdle_net::serve()),
-            "auth" => Ok(hurdle_auth::serve()),
-            "proc" => Ok(hurdle_proc::serve()),
+            "auth" => Ok(one_heap(hurdle_auth::serve)),
+            "proc" => Ok(one_heap(hurdle_proc::serve)),
             _ => Err(Failure::new(interface, "no standard server has this interface")),
         },
         Command::Porter => match hurdle_core::serve_porter(|| {
