@@ -99,8 +99,7 @@ impl Shared {
     fn start(self: Arc<Self>) {
         self.spins.store(true, Ordering::Relaxed);
         let spins = self.clone();
-        let started = Builder::new().name("hurdle-awake".into()).stack_size(64 * 1024).spawn(move || {
-            process::not_the_worker();
+        let spin = move || {
             // It may be long until such a thread has ended with its process: nobody shall wait meanwhile for the last close of a file.
             if process::let_go_of_files().and_then(|()| process::only_when_idle()).is_ok() {
                 while nanoseconds(spins.begin.elapsed()) < spins.until.load(Ordering::Relaxed) {
@@ -108,8 +107,9 @@ impl Shared {
                 }
             }
             spins.spins.store(false, Ordering::Relaxed);
-        });
-        if started.is_err() {
+        };
+        let thread = Builder::new().name("hurdle-awake".into()).stack_size(64 * 1024);
+        if process::not_the_worker(|| thread.spawn(spin)).is_err() {
             self.spins.store(false, Ordering::Relaxed);
         }
     }

@@ -23,11 +23,12 @@ fn leave_signal() -> libc::c_int {
     libc::SIGRTMIN() + 6
 }
 
-/// How many threads of a worker are in the midst of a step, and whether it was told to leave.
-#[derive(Debug, Default)]
+/// How many threads of a worker are in the midst of a step, whether they end with it, and with which status the last one does.
+#[derive(Debug)]
 struct Steps {
     under_way: AtomicUsize,
     leaves: AtomicBool,
+    status: AtomicI32,
 }
 
 thread_local! {
@@ -45,14 +46,18 @@ extern "C" fn leave(_: libc::c_int) {
     }
 }
 
-/// Keeps the calling thread from hearing what is meant for the worker in whose process it is.
-pub fn not_the_worker() {
-    // SAFETY: an all-zero set is valid; the calls read and write a local.
+/// Runs `start`, whose threads do not hear what is meant for the worker in whose process they are: not even at their beginning.
+pub fn not_the_worker<T>(start: impl FnOnce() -> T) -> T {
+    // SAFETY: all-zero sets are valid; the calls read and write locals.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
+        let mut before = set;
         libc::sigemptyset(&raw mut set);
         libc::sigaddset(&raw mut set, leave_signal());
-        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut before);
+        let started = start();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        started
     }
 }
 
@@ -79,31 +84,39 @@ impl Rest {
         let Some(steps) = &self.0 else { return };
         if steps.under_way.fetch_sub(1, Ordering::SeqCst) == 1 && steps.leaves.load(Ordering::SeqCst) {
             // SAFETY: ends this process, which has nothing of its own to clean up.
-            unsafe { libc::_exit(0) }
+            unsafe { libc::_exit(steps.status.load(Ordering::SeqCst)) }
         }
     }
 
-    /// From here on it is not, until it rests again. A call that waits is not ended by the signal, but goes on (SA_RESTART).
-    pub fn end(&self) {
-        let Some(steps) = &self.0 else { return };
+    /// From here on it is not, until it rests again. A call that waits is not ended by the signal, but goes on (SA_RESTART). What the
+    /// thread `holds` that others may wait for is let go of if it goes no further.
+    pub fn end<T>(&self, holds: T) -> T {
+        let Some(steps) = &self.0 else { return holds };
         steps.under_way.fetch_add(1, Ordering::SeqCst);
         if steps.leaves.load(Ordering::SeqCst) {
-            // Another thread is at its last step, and this one begins none.
-            self.begin();
-            loop {
-                // SAFETY: takes nothing.
-                unsafe { libc::pause() };
-            }
+            drop(holds);
+            self.stay();
         }
+        holds
     }
 
-    /// Ends the worker, and with it its process: what it is at is the successor's.
-    pub fn leave(&self) -> ! {
-        if self.0.is_some() {
-            // SAFETY: ends this process, which has nothing of its own to clean up.
-            unsafe { libc::_exit(1) }
+    /// Ends the worker, and with it its process: what this thread is at is the successor's. Others end their steps. It lets go of what it
+    /// `holds`, as at [`Rest::end`].
+    pub fn leave<T>(&self, holds: T) -> ! {
+        let Some(steps) = &self.0 else { std::process::exit(1) };
+        steps.status.store(1, Ordering::SeqCst);
+        steps.leaves.store(true, Ordering::SeqCst);
+        drop(holds);
+        self.stay()
+    }
+
+    /// Begins nothing any more: another thread, at its last step, ends the process.
+    fn stay(&self) -> ! {
+        self.begin();
+        loop {
+            // SAFETY: takes nothing.
+            unsafe { libc::pause() };
         }
-        std::process::exit(1)
     }
 }
 
@@ -120,7 +133,8 @@ struct Errand {
 extern "C" fn child(errand: *mut c_void) -> libc::c_int {
     // SAFETY: the suspended thread holds the errand until this process ends.
     let errand = unsafe { &mut *errand.cast::<Errand>() };
-    let steps = Arc::new(Steps { under_way: AtomicUsize::new(1), leaves: AtomicBool::new(false) });
+    let (under_way, leaves, status) = (AtomicUsize::new(1), AtomicBool::new(false), AtomicI32::new(0));
+    let steps = Arc::new(Steps { under_way, leaves, status });
     STEPS.set(Arc::as_ptr(&steps));
     let rest = Rest(Some(steps));
     // SAFETY: takes integers only.
@@ -187,7 +201,7 @@ mod tests {
                 while !told.load(Ordering::SeqCst) {
                     rest.begin();
                     std::thread::sleep(std::time::Duration::from_millis(1));
-                    rest.end();
+                    rest.end(());
                     // It allocates and frees what others allocated.
                     assert_eq!(format!("{:?}", vec![1; 1000]).len(), 3000);
                 }

@@ -107,11 +107,10 @@ impl Drop for Alarm {
 impl Watch {
     fn start(self: Arc<Self>) -> io::Result<Thread> {
         let thread = Builder::new().name("hurdle-alarm".into()).stack_size(64 * 1024);
-        Ok(thread.spawn(move || self.run())?.thread().clone())
+        Ok(crate::process::not_the_worker(|| thread.spawn(move || self.run()))?.thread().clone())
     }
 
     fn run(&self) {
-        crate::process::not_the_worker();
         let mut idle = 0;
         while !self.over.load(SeqCst) {
             let before = self.call.load(SeqCst);

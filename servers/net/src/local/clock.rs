@@ -4,6 +4,7 @@ use super::Shared;
 use super::connect::PATIENCE;
 use super::state::{Errno, State, Trap};
 use hurdle_netstack::name::Name;
+use hurdle_sys::process::not_the_worker;
 use hurdle_sys::seccomp::{Call, interrupt};
 use hurdle_sys::target::Alarm;
 use std::collections::VecDeque;
@@ -33,11 +34,8 @@ impl Clock {
         if thread.is_none() {
             let shared = Arc::clone(shared);
             // Without a thread waits still end by connections and signals.
-            *thread = std::thread::Builder::new()
-                .name("hurdle-clock".into())
-                .stack_size(128 * 1024)
-                .spawn(move || run(&shared))
-                .ok();
+            let clock = std::thread::Builder::new().name("hurdle-clock".into()).stack_size(128 * 1024);
+            *thread = not_the_worker(|| clock.spawn(move || run(&shared))).ok();
         }
         self.changed.notify_all();
     }
@@ -60,7 +58,6 @@ impl Clock {
 }
 
 fn run(shared: &Arc<Shared>) {
-    hurdle_sys::process::not_the_worker();
     let alarm = Alarm::new(PATIENCE);
     let mut state = shared.lock();
     while !shared.stop.load(std::sync::atomic::Ordering::SeqCst) {

@@ -227,11 +227,11 @@ fn introduce(waiting: &mut Vec<(TcpStream, Door)>, shared: &Arc<Shared>, relay: 
                     // Without a thread it is closed.
                     let carried = relay.carried.clone();
                     let carry = move || {
-                        not_the_worker();
                         inner.carry(client);
                         drop(carried);
                     };
-                    let _ = Builder::new().name("hurdle-relay".into()).stack_size(STACK).spawn(carry);
+                    let thread = Builder::new().name("hurdle-relay".into()).stack_size(STACK);
+                    let _ = not_the_worker(|| thread.spawn(carry));
                 }
                 false
             }
@@ -332,7 +332,7 @@ fn knock(shared: &Arc<Shared>, alarm: &Alarm, rest: &Rest, client: &TcpStream, d
     shared.connections.fetch_add(1, Ordering::Relaxed);
     // As after a program's connect(2).
     if state.accepting.contains_key(&listener) {
-        rest.end();
+        rest.end(());
         let nobody = Call::default();
         let trap = Trap { call: &nobody, listener: &shared.listener, alarm, recovered: false };
         state.serve_accepts(&trap, listener, shared);
@@ -416,7 +416,6 @@ impl Carried {
     }
 
     fn back(&self) {
-        not_the_worker();
         let copied = io::copy(&mut &self.inner, &mut &self.outer).is_ok();
         // A reset is told to one of both directions, and looks like an end to the other.
         let reset = !self.sent.load(Ordering::SeqCst) && socket::is_closed(self.inner.as_fd());

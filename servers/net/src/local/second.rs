@@ -95,14 +95,15 @@ impl<'a> Second<'a> {
 
     fn start(&mut self) {
         let (shared, duty, rest) = (self.shared.clone(), self.duty.clone(), self.rest.another());
-        let started = Builder::new().name("hurdle-traps".into()).stack_size(256 * 1024).spawn(move || {
-            not_the_worker();
+        let assist = move || {
             let work = || Worker::new(&shared, &rest).assist(&duty);
             if catch_unwind(AssertUnwindSafe(work)).is_err() {
                 // It was in the midst of a step, which a successor has to end.
-                rest.leave();
+                rest.leave(());
             }
-        });
+        };
+        let thread = Builder::new().name("hurdle-traps".into()).stack_size(256 * 1024);
+        let started = not_the_worker(|| thread.spawn(assist));
         self.never = started.is_err();
         self.thread = started.ok();
     }
@@ -120,7 +121,7 @@ impl Drop for Second<'_> {
             drop(state);
             self.rest.begin();
             sleep(Duration::from_micros(200));
-            self.rest.end();
+            self.rest.end(());
         }
         let _ = thread.join();
     }

@@ -135,8 +135,7 @@ impl<'a> Worker<'a> {
         while many.is_none_or(|many| served < many) {
             self.rest.begin();
             let next = passed.recv();
-            let state = self.shared.lock();
-            self.rest.end();
+            let state = self.rest.end(self.shared.lock());
             let Ok(Some(Passed { call, answer })) = next else { return false };
             let outcome = match self.shared.ledger.adopt(call.slot, call.id) {
                 None => Outcome::Gone,
@@ -175,7 +174,7 @@ impl<'a> Worker<'a> {
         let _ = wake_politely();
         let mut slot = None;
         while duty.wait() {
-            self.rest.end();
+            self.rest.end(());
             while duty.is_on() {
                 if !self.next(&alarm, &mut slot, || duty.serves()) {
                     return self.rest.begin();
@@ -197,13 +196,12 @@ impl<'a> Worker<'a> {
         let Some(free) = slot.take().or_else(|| shared.ledger.take()) else {
             // Every slot holds a call that waits. One more waits in the kernel.
             std::thread::sleep(FULL);
-            self.rest.end();
+            self.rest.end(());
             return true;
         };
         let received = shared.ledger.receive(&shared.listener, &free);
         // Who holds the lock may be killed with it: that wait is no step yet.
-        let state = shared.lock();
-        self.rest.end();
+        let state = self.rest.end(shared.lock());
         match received {
             Ok(call) => {
                 arrived();
@@ -220,6 +218,22 @@ impl<'a> Worker<'a> {
                 }
             }
         }
+    }
+
+    /// A connection was handed over, or could not be and is another caller's.
+    fn after_accept(&self, trap: &Trap<'_>, back: Option<Back>) {
+        let mut state = if back.is_none() {
+            // All that a successor could not do is done: it is no step to wait for who may have been killed with the lock.
+            self.rest.begin();
+            self.rest.end(self.shared.lock())
+        } else {
+            self.shared.lock()
+        };
+        state.handed.retain(|one| one.id != trap.call.id);
+        if let Some(listener) = state.take_back(trap.call, back) {
+            state.serve_accepts(trap, listener, self.shared);
+        }
+        state.retry_connects(trap, self.shared);
     }
 
     /// A call that a signal has cancelled while its connection was handed over comes again, perhaps before that is noticed.
@@ -276,7 +290,7 @@ impl<'a> Worker<'a> {
         };
         if state.is_broken() {
             // What makes its sockets is gone, so perhaps is this server: no answer is better than one that Linux would not give.
-            self.rest.leave();
+            self.rest.leave(state);
         }
         let (on, until, accepts) = match handled {
             Ok(Answer::WaitAccept { on, until }) => (on, until, true),
@@ -295,15 +309,11 @@ impl<'a> Worker<'a> {
                         }
                         drop(state);
                         let (outcome, back) = conclude(shared, call, seen, other);
-                        if took || back.is_some() {
-                            let mut state = shared.lock();
-                            state.handed.retain(|one| one.id != call.id);
-                            if let Some(listener) = state.take_back(call, back) {
-                                state.serve_accepts(&trap, listener, shared);
-                            }
-                            state.retry_connects(&trap, shared);
+                        shared.ledger.clear(&slot);
+                        if took {
+                            self.after_accept(&trap, back);
                         }
-                        outcome
+                        return (outcome, Some(slot));
                     }
                     _ => {
                         let outcome = state.conclude(shared, call, seen, other);
