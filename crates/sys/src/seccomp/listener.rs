@@ -84,6 +84,17 @@ impl Listener {
         made.map(|value| value as i32)
     }
 
+    /// As [`Listener::ioctl`], of requests that a signal may keep from beginning (EINTR), but never ends in their midst.
+    #[inline]
+    fn sure_ioctl<T>(&self, request: u64, argument: *mut T) -> io::Result<i32> {
+        loop {
+            match self.ioctl(request, argument) {
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                done => return done,
+            }
+        }
+    }
+
     /// Makes the two ends hand over the CPU when they wake each other, instead of waking another one (Linux 6.6).
     ///
     /// # Errors
@@ -120,7 +131,7 @@ impl Listener {
             Ok(value) => (value, 0),
             Err(errno) => (0, -errno),
         };
-        self.ioctl(SEND, &mut Response { id, value, error, flags: 0 }).map(drop)
+        self.sure_ioctl(SEND, &mut Response { id, value, error, flags: 0 }).map(drop)
     }
 
     /// Lets the call go on natively. The kernel reads its arguments' memory anew, so this is no decision about them.
@@ -128,7 +139,7 @@ impl Listener {
     /// # Errors
     /// ENOENT if the call was cancelled.
     pub fn resume(&self, id: u64) -> io::Result<()> {
-        self.ioctl(SEND, &mut Response { id, value: 0, error: 0, flags: FLAG_CONTINUE }).map(drop)
+        self.sure_ioctl(SEND, &mut Response { id, value: 0, error: 0, flags: FLAG_CONTINUE }).map(drop)
     }
 
     /// Puts a copy of `fd` into the caller's fd table and lets the call return its number. In one step: either the
@@ -161,7 +172,7 @@ impl Listener {
     #[inline]
     pub fn is_valid(&self, id: u64) -> bool {
         let mut id = id;
-        self.ioctl(ID_VALID, &raw mut id).is_ok()
+        self.sure_ioctl(ID_VALID, &raw mut id).is_ok()
     }
 }
 

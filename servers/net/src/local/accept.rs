@@ -103,20 +103,20 @@ impl State {
         let (address, length) = (trap.call.args[1], trap.call.args[2]);
         let written = trap.read_int(length).and_then(|room| trap.write_sized(address, length, room, sockaddr.bytes()));
         match written {
-            Ok(()) => Ok(Answer::Socket { fd, close_on_exec: flags & libc::SOCK_CLOEXEC != 0, from: Some(listener) }),
+            Ok(()) => Ok(Answer::Socket { fd, close_on_exec: flags & libc::SOCK_CLOEXEC != 0, accepted: true }),
             Err(errno) => {
                 // As in the kernel, a connection whose address cannot be written is lost; but not one whose caller is gone.
                 if errno == Errno(libc::EINTR) {
-                    self.give_back(&listener, fd);
+                    self.give_back(fd);
                 }
                 Err(errno)
             }
         }
     }
 
-    /// A connection whose taker is gone goes to the listener's next accept. Returns that listener.
-    pub(super) fn give_back(&mut self, listener: &OwnedFd, fd: OwnedFd) -> Option<Name> {
-        let name = listener_name(listener.as_fd()).ok().flatten()?;
+    /// A connection whose taker is gone goes to the next accept of its listener, whose name it has. Returns that.
+    pub(super) fn give_back(&mut self, fd: OwnedFd) -> Option<Name> {
+        let name = listener_name(fd.as_fd()).ok().flatten()?;
         self.returned.entry(name).or_default().push_back((fd, Instant::now()));
         Some(name)
     }

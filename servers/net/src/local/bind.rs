@@ -21,7 +21,7 @@ impl State {
         }
         let family = if trap.int(0) == libc::AF_INET { Family::V4 } else { Family::V6 };
         let fd = self.pool.socket(family, flags & libc::SOCK_NONBLOCK != 0)?;
-        Ok(Answer::Socket { fd, close_on_exec: flags & libc::SOCK_CLOEXEC != 0, from: None })
+        Ok(Answer::Socket { fd, close_on_exec: flags & libc::SOCK_CLOEXEC != 0, accepted: false })
     }
 
     pub(super) fn bind(&mut self, trap: &Trap<'_>) -> Handled {

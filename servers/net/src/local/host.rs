@@ -25,7 +25,7 @@ pub(super) fn socket(shared: &Shared, state: &mut State, trap: &Trap<'_>) -> Han
         // This server stands in the parent's network: a socket that it makes belongs there, wherever it is handed.
         Kind::Share => {
             let fd = socket::make(family, kind_of | libc::SOCK_CLOEXEC, protocol)?;
-            Ok(Answer::Socket { fd, close_on_exec: kind_of & libc::SOCK_CLOEXEC != 0, from: None })
+            Ok(Answer::Socket { fd, close_on_exec: kind_of & libc::SOCK_CLOEXEC != 0, accepted: false })
         }
     }
 }

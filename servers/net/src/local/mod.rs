@@ -240,7 +240,7 @@ impl Server {
         if let Some(worker) = self.worker.take() {
             // A signal that comes just before the worker waits is lost, so it is sent until it worked.
             while !worker.is_finished() {
-                // Under the lock: a signal in the midst of an answer with an fd would make the program's call return 0.
+                // Under the lock: no handler is in the midst of a call that a signal would end.
                 let state = self.shared.lock();
                 match self.shared.apart.load(Ordering::SeqCst) {
                     0 => interrupt(&worker),

@@ -332,7 +332,7 @@ fn knock(shared: &Arc<Shared>, alarm: &Alarm, rest: &Rest, client: &TcpStream, d
     shared.connections.fetch_add(1, Ordering::Relaxed);
     // As after a program's connect(2).
     if state.accepting.contains_key(&listener) {
-        rest.end(());
+        state = rest.end(state);
         let nobody = Call::default();
         let trap = Trap { call: &nobody, listener: &shared.listener, alarm, recovered: false };
         state.serve_accepts(&trap, listener, shared);

@@ -11,7 +11,6 @@ use hurdle_sys::process::{Rest, allowed_cpus, not_the_worker};
 use hurdle_sys::seccomp::interrupt;
 use hurdle_sys::target::socket::poll_now;
 use std::os::fd::AsFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{Builder, JoinHandle, park, sleep};
@@ -21,13 +20,13 @@ use std::time::Duration;
 const LOOK: u32 = 16;
 /// What such looks have to come to: one that finds a call counts two, one that does not takes one away.
 const OFTEN: u32 = 4;
-/// So many calls the second thread serves before it is looked again whether it has to.
-const TERM: u32 = 512;
+/// So many calls both serve before it is looked again whether it takes two.
+const TERM: u32 = 1024;
 
 /// What [`Duty::left`] says of a thread that has to end.
 const END: u32 = u32::MAX;
 
-/// How many calls the second thread has left to serve; none: it sleeps.
+/// How many calls are left until the second thread sleeps.
 #[derive(Debug, Default)]
 pub(super) struct Duty {
     left: AtomicU32,
@@ -46,8 +45,9 @@ impl Duty {
         self.is_on()
     }
 
-    pub(super) fn serves(&self) {
-        let less = |left| if left == END { None } else { Some(left - 1) };
+    /// So many calls were served.
+    pub(super) fn spend(&self, calls: u32) {
+        let less = |left: u32| (left != END).then(|| left.saturating_sub(calls));
         let _ = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
     }
 }
@@ -79,7 +79,7 @@ impl<'a> Second<'a> {
         }
         self.calls = 0;
         if self.duty.is_on() {
-            return;
+            return self.duty.spend(LOOK);
         }
         let waits = poll_now(self.shared.listener.as_fd(), libc::POLLIN).is_ok_and(|events| events & libc::POLLIN != 0);
         self.often = if waits { self.often + 2 } else { self.often.saturating_sub(1) };
@@ -96,11 +96,7 @@ impl<'a> Second<'a> {
     fn start(&mut self) {
         let (shared, duty, rest) = (self.shared.clone(), self.duty.clone(), self.rest.another());
         let assist = move || {
-            let work = || Worker::new(&shared, &rest).assist(&duty);
-            if catch_unwind(AssertUnwindSafe(work)).is_err() {
-                // It was in the midst of a step, which a successor has to end.
-                rest.leave(());
-            }
+            Worker::new(&shared, &rest).assist(&duty);
         };
         let thread = Builder::new().name("hurdle-traps".into()).stack_size(256 * 1024);
         let started = not_the_worker(|| thread.spawn(assist));

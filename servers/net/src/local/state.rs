@@ -33,8 +33,8 @@ impl From<io::Error> for Errno {
 pub(super) enum Answer {
     /// It returns this.
     Value(i64),
-    /// It returns this socket's new fd. `from` is the listener that the socket must go back to if the caller is gone.
-    Socket { fd: OwnedFd, close_on_exec: bool, from: Option<OwnedFd> },
+    /// It returns this socket's new fd. An `accepted` one must go back to its listener if the caller is gone.
+    Socket { fd: OwnedFd, close_on_exec: bool, accepted: bool },
     /// It is connected to this listener, whose waiting accepts are served after it; a non-blocking one hears EINPROGRESS.
     Connected { to: Name, pending: bool },
     /// It goes on natively.

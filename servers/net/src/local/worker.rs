@@ -155,13 +155,17 @@ impl<'a> Worker<'a> {
         let mut second = Second::new(self.shared, self.rest);
         let (mut slot, mut served) = (None, 0);
         while many.is_none_or(|many| served < many) {
-            let arrived = || {
-                served += 1;
-                awake.call();
+            let mut arrived = false;
+            let look = || {
+                arrived = true;
                 second.look();
             };
-            if !self.next(alarm, &mut slot, arrived) {
+            if !self.next(alarm, &mut slot, look) {
                 return false;
+            }
+            if arrived {
+                served += 1;
+                awake.call();
             }
         }
         slot.into_iter().for_each(|slot| self.shared.ledger.release(slot));
@@ -172,11 +176,15 @@ impl<'a> Worker<'a> {
     pub(super) fn assist(&self, duty: &Duty) {
         let alarm = Alarm::new(PATIENCE);
         let _ = wake_politely();
+        if alarm.ready().is_err() {
+            // No more threads are allowed, and calls that need one shall not fail because it is this one that receives them.
+            return;
+        }
         let mut slot = None;
         while duty.wait() {
             self.rest.end(());
             while duty.is_on() {
-                if !self.next(&alarm, &mut slot, || duty.serves()) {
+                if !self.next(&alarm, &mut slot, || duty.spend(1)) {
                     return self.rest.begin();
                 }
             }
@@ -236,15 +244,34 @@ impl<'a> Worker<'a> {
         state.retry_connects(trap, self.shared);
     }
 
-    /// A call that a signal has cancelled while its connection was handed over comes again, perhaps before that is noticed.
-    fn after_hand_over(&self, mut state: MutexGuard<'a, State>, call: &Call) -> MutexGuard<'a, State> {
-        let again = |one: &Call| one.tid == call.tid && (one.syscall, one.args) == (call.syscall, call.args);
-        while state.handed.iter().any(again) {
-            drop(state);
-            std::thread::yield_now();
-            state = self.shared.lock();
+    fn handle(&self, state: &mut State, trap: &Trap<'_>) -> Result<Answer, Errno> {
+        let shared = self.shared;
+        match self.dispatch.handler(trap.call.syscall) {
+            Some(Handler::Socket) => host::socket(shared, state, trap),
+            Some(Handler::Bind) => {
+                shared.relay.iter().for_each(|relay| relay.make_way(state));
+                state.carry_bind(trap)
+            }
+            Some(Handler::Listen) => {
+                // It looks once the state is free again.
+                shared.relay.iter().for_each(Relay::ring);
+                state.carry_listen(trap)
+            }
+            Some(Handler::Connect) => match state.carry_connect(trap) {
+                Ok(None) => state.connect(trap, shared),
+                Ok(Some(answer)) => Ok(answer),
+                Err(errno) => Err(errno),
+            },
+            Some(Handler::Accept) => state.accept(trap, 0),
+            Some(Handler::Accept4) => state.accept(trap, trap.int(3)),
+            Some(Handler::GetSockName) => state.own_name(trap),
+            Some(Handler::GetPeerName) => state.peer_name(trap),
+            Some(Handler::SetSockOpt) => state.set_option(trap),
+            Some(Handler::GetSockOpt) => state.option(trap),
+            Some(Handler::Shutdown) => state.shutdown(trap, shared),
+            // The ledger has noted it.
+            Some(Handler::Move) | None => Ok(Answer::Native),
         }
-        state
     }
 
     /// Handles one call and answers it. Returns what became of it, and its slot unless it waits.
@@ -256,38 +283,22 @@ impl<'a> Worker<'a> {
         slot: Slot,
         recovered: bool,
     ) -> (Outcome, Option<Slot>) {
-        let (shared, dispatch) = (self.shared, &self.dispatch);
+        let shared = self.shared;
         shared.traps.fetch_add(1, Ordering::Relaxed);
         let seen = Seen::new(&shared.tap, call, &shared.listener);
-        state = self.after_hand_over(state, call);
         let recovered = state.comes_again(call) || recovered;
         let trap = Trap { call, listener: &shared.listener, alarm, recovered };
-        let handled = match dispatch.handler(call.syscall) {
-            Some(Handler::Socket) => host::socket(shared, &mut state, &trap),
-            Some(Handler::Bind) => {
-                shared.relay.iter().for_each(|relay| relay.make_way(&mut state));
-                state.carry_bind(&trap)
-            }
-            Some(Handler::Listen) => {
-                // It looks once the state is free again.
-                shared.relay.iter().for_each(Relay::ring);
-                state.carry_listen(&trap)
-            }
-            Some(Handler::Connect) => match state.carry_connect(&trap) {
-                Ok(None) => state.connect(&trap, shared),
-                Ok(Some(answer)) => Ok(answer),
-                Err(errno) => Err(errno),
-            },
-            Some(Handler::Accept) => state.accept(&trap, 0),
-            Some(Handler::Accept4) => state.accept(&trap, trap.int(3)),
-            Some(Handler::GetSockName) => state.own_name(&trap),
-            Some(Handler::GetPeerName) => state.peer_name(&trap),
-            Some(Handler::SetSockOpt) => state.set_option(&trap),
-            Some(Handler::GetSockOpt) => state.option(&trap),
-            Some(Handler::Shutdown) => state.shutdown(&trap, shared),
-            // The ledger has noted it.
-            Some(Handler::Move) | None => Ok(Answer::Native),
-        };
+        let mut handled = self.handle(&mut state, &trap);
+        // A call that a signal cancelled while its connection was handed over comes again, perhaps before that is noticed.
+        let again = |one: &Call| one.tid == call.tid && (one.syscall, one.args) == (call.syscall, call.args);
+        while matches!(handled, Err(Errno(libc::EAGAIN))) && state.handed.iter().any(again) {
+            drop(state);
+            // Nothing was done for it yet.
+            self.rest.begin();
+            std::thread::yield_now();
+            state = self.rest.end(shared.lock());
+            handled = self.handle(&mut state, &trap);
+        }
         if state.is_broken() {
             // What makes its sockets is gone, so perhaps is this server: no answer is better than one that Linux would not give.
             self.rest.leave(state);
@@ -302,8 +313,8 @@ impl<'a> Worker<'a> {
                 };
                 let outcome = match &other {
                     // Its caller has to run for that, perhaps on another CPU. Others are served meanwhile.
-                    Ok(Answer::Socket { from, .. }) => {
-                        let took = from.is_some();
+                    Ok(Answer::Socket { accepted, .. }) => {
+                        let took = *accepted;
                         if took {
                             state.handed.push(*call);
                         }
@@ -349,8 +360,8 @@ fn is_over(shared: &Shared) -> bool {
 pub(super) enum Back {
     /// An answer that may be asked for once more.
     Answer,
-    /// A connection that was taken off this listener.
-    Connection { from: OwnedFd, fd: OwnedFd },
+    /// A connection that was taken off a listener.
+    Connection(OwnedFd),
 }
 
 /// Answers a call, and reports it while somebody traces. What the caller did not get is for [`State::take_back`].
@@ -379,11 +390,11 @@ fn answer(listener: &Listener, call: &Call, handled: Result<Answer, Errno>) -> (
             return listener.answer(call.id, Ok(value)).map_or(gone, |()| (Outcome::Returned(value), None));
         }
         Ok(Answer::Native) => return (listener.resume(call.id).map_or(Outcome::Gone, |()| Outcome::Native), None),
-        Ok(Answer::Socket { fd, close_on_exec, from }) => {
+        Ok(Answer::Socket { fd, close_on_exec, accepted }) => {
             match listener.answer_fd(call.id, fd.as_fd(), close_on_exec) {
                 Ok(number) => return (Outcome::Returned(number.into()), None),
                 Err(error) => {
-                    let back = from.map(|from| Back::Connection { from, fd });
+                    let back = accepted.then_some(Back::Connection(fd));
                     (error.raw_os_error().unwrap_or(libc::EIO), back)
                 }
             }
@@ -418,7 +429,7 @@ impl State {
     fn take_back(&mut self, call: &Call, back: Option<Back>) -> Option<Name> {
         match back? {
             Back::Answer => self.note_cancelled(call),
-            Back::Connection { from, fd } => return self.give_back(&from, fd),
+            Back::Connection(fd) => return self.give_back(fd),
         }
         None
     }
