@@ -21,7 +21,7 @@ const LOOK: u32 = 16;
 /// What such looks have to come to: one that finds a call counts two, one that does not takes one away.
 const OFTEN: u32 = 4;
 /// So many calls both serve before it is looked again whether it takes two.
-const TERM: u32 = 1024;
+const TERM: u32 = 8192;
 
 /// What [`Duty::left`] says of a thread that has to end.
 const END: u32 = u32::MAX;
