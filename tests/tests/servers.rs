@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use hurdle_tests::{Finished, Hurdle, finish, until};
+use hurdle_tests::{Finished, Hurdle, finish, leaks, skip, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -144,5 +144,34 @@ fn those_that_nobody_calls_leave_and_come_back() {
     let served = hurdle.call(&["enter", &name, "--", "/usr/bin/python3", "-c", &connect]).success();
     assert_eq!(served.stdout, "b'served'\n");
     hurdle.call(&["kill", &name]).success();
+    hurdle.assert_nothing_left();
+}
+
+#[test]
+fn calls_from_two_cpus_at_once_have_two_receivers() {
+    let test = "calls_from_two_cpus_at_once_have_two_receivers";
+    if let Some(missing) = skip::missing(&["python3"]) {
+        return skip::skip(test, &format!("{missing} is not installed"));
+    }
+    if std::thread::available_parallelism().map_or(1, usize::from) < 2 {
+        return skip::skip(test, "there is one CPU");
+    }
+    let hurdle = Hurdle::new();
+    let name = hurdle.name("pair");
+    let mut run = hurdle.run(&["--name", &name, "--net", "local"], "python3");
+    let load = "import socket, os\n\
+                os.fork()\n\
+                while True: socket.socket().close()";
+    let receivers = || {
+        let net = u32::try_from(server_pid(&hurdle, &name, "net")?).ok()?;
+        let tasks = |pid| std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        let called = |task: &std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let count = |pid| tasks(pid).filter(|task| called(task).trim() == "hurdle-traps").count();
+        leaks::descendants(net).into_iter().map(count).max()
+    };
+    let program = hurdle.start(run.args(["-c", load]), "load");
+    until("a second one receives", || (receivers()? == 2).then_some(()));
+    hurdle.call(&["kill", &name]).success();
+    drop(program);
     hurdle.assert_nothing_left();
 }

@@ -222,4 +222,28 @@ mod tests {
         let ended = run_apart(&Arc::default(), Box::new(|_: &Rest| panic!("as a test")));
         assert!(ended.unwrap_err().to_string().contains("101"));
     }
+
+    #[test]
+    fn one_that_leaves_lets_its_other_thread_end_its_step() {
+        let done = Arc::new(AtomicBool::new(false));
+        let (told, began) = (done.clone(), Arc::new(AtomicBool::new(false)));
+        let work = move |rest: &Rest| {
+            let (other, begins) = (rest.another(), began.clone());
+            let step = move || {
+                other.end(());
+                begins.store(true, Ordering::SeqCst);
+                (0..20).for_each(|_| std::thread::sleep(std::time::Duration::from_millis(1)));
+                told.store(true, Ordering::SeqCst);
+                other.begin();
+            };
+            let _thread = not_the_worker(|| std::thread::spawn(step));
+            while !began.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            rest.leave(())
+        };
+        let ended = run_apart(&Arc::default(), Box::new(work));
+        assert!(ended.unwrap_err().to_string().contains("Exited(1)"));
+        assert!(done.load(Ordering::SeqCst), "it was in the midst of a step");
+    }
 }
