@@ -16,7 +16,7 @@
 //! Threads: one worker receives and answers, with a second one where calls come from two CPUs at once; a clock, started by the first call that waits, ends waits that nobody ends;
 //! a third, started by the first burst of calls, keeps a second CPU awake during bursts. Under `share` after another network, a relay
 //! lets clients in from outside, from a process of its own like the worker's.
-//! Locks: that of [`State`], taken for the length of one call; after it that of the relay.
+//! Locks: that of [`State`], taken for the length of one call, but for the moment in which a socket is handed over; after it that of the relay.
 
 mod accept;
 mod bind;

@@ -39,10 +39,12 @@ impl Duty {
 
     /// Rests until it is on duty. False: it has to end.
     pub(super) fn wait(&self) -> bool {
-        while self.left.load(Ordering::SeqCst) == 0 {
-            park();
+        loop {
+            match self.left.load(Ordering::SeqCst) {
+                0 => park(),
+                left => return left != END,
+            }
         }
-        self.is_on()
     }
 
     /// So many calls were served.
@@ -95,9 +97,7 @@ impl<'a> Second<'a> {
 
     fn start(&mut self) {
         let (shared, duty, rest) = (self.shared.clone(), self.duty.clone(), self.rest.another());
-        let assist = move || {
-            Worker::new(&shared, &rest).assist(&duty);
-        };
+        let assist = move || Worker::new(&shared, &rest).assist(&duty);
         let thread = Builder::new().name("hurdle-traps".into()).stack_size(256 * 1024);
         let started = not_the_worker(|| thread.spawn(assist));
         self.never = started.is_err();

@@ -244,6 +244,7 @@ impl<'a> Worker<'a> {
         state.retry_connects(trap, self.shared);
     }
 
+    /// What is to be answered.
     fn handle(&self, state: &mut State, trap: &Trap<'_>) -> Result<Answer, Errno> {
         let shared = self.shared;
         match self.dispatch.handler(trap.call.syscall) {
