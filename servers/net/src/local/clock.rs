@@ -4,7 +4,7 @@ use super::Shared;
 use super::connect::PATIENCE;
 use super::state::{Errno, State, Trap};
 use hurdle_netstack::name::Name;
-use hurdle_sys::process::not_the_worker;
+use hurdle_sys::process::{Rest, not_the_worker};
 use hurdle_sys::seccomp::{Call, interrupt};
 use hurdle_sys::target::Alarm;
 use std::collections::VecDeque;
@@ -26,16 +26,17 @@ pub(super) struct Clock {
 
 impl Clock {
     /// Makes sure that the clock looks again at this time or earlier; `None`: nothing to end. Called with the state locked.
-    pub(super) fn wake_by(&self, shared: &Arc<Shared>, time: Option<Instant>) {
+    /// `rest` is the caller's.
+    pub(super) fn wake_by(&self, shared: &Arc<Shared>, rest: &Rest, time: Option<Instant>) {
         if time.is_none() {
             return;
         }
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_none() {
-            let shared = Arc::clone(shared);
+            let (shared, rest) = (Arc::clone(shared), rest.another());
             // Without a thread waits still end by connections and signals.
             let clock = std::thread::Builder::new().name("hurdle-clock".into()).stack_size(128 * 1024);
-            *thread = not_the_worker(|| clock.spawn(move || run(&shared))).ok();
+            *thread = not_the_worker(|| clock.spawn(move || run(&shared, &rest))).ok();
         }
         self.changed.notify_all();
     }
@@ -57,9 +58,9 @@ impl Clock {
     }
 }
 
-fn run(shared: &Arc<Shared>) {
+fn run(shared: &Arc<Shared>, rest: &Rest) {
     let alarm = Alarm::new(PATIENCE);
-    let mut state = shared.lock();
+    let mut state = rest.end(shared.lock());
     while !shared.stop.load(std::sync::atomic::Ordering::SeqCst) {
         let now = Instant::now();
         end_late_accepts(shared, &mut state, now);
@@ -72,13 +73,15 @@ fn run(shared: &Arc<Shared>) {
         });
         let next = next(&state).map(|at| at.saturating_duration_since(Instant::now()));
         let changed = &shared.clock.changed;
-        state = match next {
+        rest.begin();
+        state = rest.end(match next {
             Some(wait) => {
                 changed.wait_timeout(state, wait).map_or_else(|error| error.into_inner().0, |(state, _)| state)
             }
             None => changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-        };
+        });
     }
+    rest.begin();
 }
 
 /// When there is something to do next.

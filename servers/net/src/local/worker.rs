@@ -346,7 +346,7 @@ impl<'a> Worker<'a> {
         let table = if accepts { &mut state.accepting } else { &mut state.connecting };
         table.entry(on).or_default().push_back(Waiting { slot, call: *call, until, seen });
         // A full backlog may drain by accepts that go natively; nobody tells, so the clock looks again.
-        shared.clock.wake_by(shared, if accepts { until } else { Some(Instant::now()) });
+        shared.clock.wake_by(shared, self.rest, if accepts { until } else { Some(Instant::now()) });
         (Outcome::Waits, None)
     }
 }
