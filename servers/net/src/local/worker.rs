@@ -242,6 +242,14 @@ impl<'a> Worker<'a> {
             state.serve_accepts(trap, listener, self.shared);
         }
         state.retry_connects(trap, self.shared);
+        self.keep_no_longer(&state);
+    }
+
+    /// Connections that went back to their listeners end by and by, if these are gone.
+    fn keep_no_longer(&self, state: &State) {
+        if !state.returned.is_empty() {
+            self.shared.clock.wake_by(self.shared, self.rest, Some(Instant::now()));
+        }
     }
 
     /// What is to be answered.
@@ -332,6 +340,7 @@ impl<'a> Worker<'a> {
                         // The connecting end goes on first, as natively.
                         if let Some(to) = connected.filter(|to| state.accepting.contains_key(to)) {
                             state.serve_accepts(&trap, to, shared);
+                            self.keep_no_longer(&state);
                         }
                         outcome
                     }
