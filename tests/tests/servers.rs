@@ -160,7 +160,7 @@ fn calls_from_two_cpus_at_once_have_two_receivers() {
     let name = hurdle.name("pair");
     let mut run = hurdle.run(&["--name", &name, "--net", "local"], "python3");
     let load = "import socket, os\n\
-                os.fork()\n\
+                os.fork(); print('up', flush=True)\n\
                 while True: socket.socket().close()";
     let receivers = || {
         let net = u32::try_from(server_pid(&hurdle, &name, "net")?).ok()?;
@@ -170,6 +170,7 @@ fn calls_from_two_cpus_at_once_have_two_receivers() {
         leaks::descendants(net).into_iter().map(count).max()
     };
     let program = hurdle.start(run.args(["-c", load]), "load");
+    until("it runs", || program.log().contains("up").then_some(()));
     until("a second one receives", || (receivers()? == 2).then_some(()));
     hurdle.call(&["kill", &name]).success();
     drop(program);
