@@ -22,6 +22,11 @@ pub struct Call {
 }
 
 impl Call {
+    /// Whether the same thread makes the same call as `before`.
+    pub fn repeats(&self, before: &Call) -> bool {
+        (self.tid, self.syscall, self.args) == (before.tid, before.syscall, before.args)
+    }
+
     /// Whether it may take its thread to another network namespace (unshare(2), setns(2)).
     pub fn moves(&self) -> bool {
         matches!(i64::from(self.syscall), libc::SYS_unshare | libc::SYS_setns)

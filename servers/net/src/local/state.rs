@@ -272,8 +272,7 @@ impl State {
 
     /// Whether this call is one that was done already when a signal cancelled it.
     pub(super) fn comes_again(&mut self, call: &Call) -> bool {
-        !self.cancelled.is_empty()
-            && self.cancelled.remove(&call.tid).is_some_and(|old| (old.syscall, old.args) == (call.syscall, call.args))
+        !self.cancelled.is_empty() && self.cancelled.remove(&call.tid).is_some_and(|old| call.repeats(&old))
     }
 
     /// Notes no sockets any longer that are gone, when there may be many.

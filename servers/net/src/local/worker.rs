@@ -299,8 +299,7 @@ impl<'a> Worker<'a> {
         let trap = Trap { call, listener: &shared.listener, alarm, recovered };
         let mut handled = self.handle(&mut state, &trap);
         // A call that a signal cancelled while its connection was handed over comes again, perhaps before that is noticed.
-        let again = |one: &Call| one.tid == call.tid && (one.syscall, one.args) == (call.syscall, call.args);
-        while matches!(handled, Err(Errno(libc::EAGAIN))) && state.handed.iter().any(again) {
+        while matches!(handled, Err(Errno(libc::EAGAIN))) && state.handed.iter().any(|one| call.repeats(one)) {
             drop(state);
             // Nothing was done for it yet.
             self.rest.begin();
