@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -14,6 +15,18 @@ use tempfile::TempDir;
 use crate::finish::{Finished, finish, stop_group, wait};
 use crate::poll::until;
 use crate::skip;
+
+/// A port that nobody uses here, nor any client: not one of those that Linux gives to clients, whose ends would keep it for a minute
+/// (TIME_WAIT). Others might take it before its user does; two ask for the same one in 20,000.
+pub fn port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let random = std::process::id().wrapping_mul(7919);
+    let mut ports =
+        std::iter::repeat_with(|| 10_000 + random.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000);
+    let free = ports
+        .find_map(|port| TcpListener::bind(("0.0.0.0", u16::try_from(port).ok()?)).and_then(|it| it.local_addr()).ok());
+    free.expect("a free port").port()
+}
 
 /// How long a program of a body may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -79,10 +92,9 @@ impl Scene {
         skip::skip(&self.name, reason);
     }
 
-    /// A port that nobody uses. Natively others might take it before its user does; ephemeral ports are handed out
-    /// at random, so that does not happen in practice.
+    /// A [`port`] that nobody uses.
     pub fn port(&self) -> u16 {
-        TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+        port()
     }
 
     /// A command in the scene's directory with a small, known set of environment variables.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hurdle_tests::pty::Terminal;
-use hurdle_tests::{Finished, Hurdle, Running, finish, until};
+use hurdle_tests::{Finished, Hurdle, Running, finish, scene, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -359,7 +359,7 @@ fn completions_complete() {
 fn a_native_port_is_not_taken() {
     // With the network shared, a server inside is the host's to reach, and gone with the environment.
     let hurdle = Hurdle::new();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr()).expect("a free port");
+    let free = std::net::SocketAddr::from(([127, 0, 0, 1], scene::port()));
     let port = free.port().to_string();
     let env =
         detached(&hurdle, "visible", &[], &["/usr/bin/python3", "-m", "http.server", &port, "--bind", "127.0.0.1"]);

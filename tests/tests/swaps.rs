@@ -10,7 +10,7 @@ use std::time::Duration;
 use hurdle_tests::chance;
 use hurdle_tests::command::example;
 use hurdle_tests::load::Load;
-use hurdle_tests::{Finished, Hurdle, Running, finish, leaks, skip, until};
+use hurdle_tests::{Finished, Hurdle, Running, finish, leaks, scene, skip, until};
 
 const PYTHON: &str = "/usr/bin/python3";
 const LISTENERS: &str = include_str!("swaps/listeners.py");
@@ -40,7 +40,9 @@ impl<'a> Listening<'a> {
         let name = hurdle.name(&format!("listening-{net}"));
         let ports = hurdle.logs().join(format!("ports-{net}"));
         let file = ports.to_str().expect("a plain path");
-        hurdle.detach(&name, &["--swappable", "--net", net], &[PYTHON, "-c", LISTENERS, file, waits]);
+        let own = std::array::from_fn::<_, 5, _>(|_| scene::port().to_string());
+        let program = [&[PYTHON, "-c", LISTENERS, file, waits][..], &own.each_ref().map(String::as_str)].concat();
+        hurdle.detach(&name, &["--swappable", "--net", net], &program);
         until("it listens", || ports.exists().then_some(()));
         Some(Listening { hurdle, name, ports })
     }
@@ -268,8 +270,9 @@ fn who_listens_later_is_reached_from_the_host_and_who_closes_is_not() {
         let directory = hurdle.logs().join(made);
         std::fs::create_dir(&directory).expect("own directory");
         let file = directory.to_str().expect("a plain path");
-        hurdle.detach(&name, &["--swappable", "--net", made], &[PYTHON, "-c", LATER, file]);
-        let port = until("it is bound", || std::fs::read_to_string(directory.join("port")).ok()?.parse::<u16>().ok());
+        let port = scene::port();
+        hurdle.detach(&name, &["--swappable", "--net", made], &[PYTHON, "-c", LATER, file, &port.to_string()]);
+        until("it is bound", || directory.join("bound").exists().then_some(()));
         swap(&hurdle, &name, "share");
         assert!(connect("127.0.0.1", port).is_none(), "of {made}: it does not listen yet");
         std::fs::write(directory.join("listen"), "").expect("own file");
@@ -356,19 +359,18 @@ fn clients_from_the_host_are_introduced_by_a_process_that_finishes_its_answer() 
         return skip::skip(test, &format!("{missing} is not installed"));
     }
     let name = hurdle.name("introduced");
-    let file = hurdle.logs().join("port");
+    let (file, port) = (hurdle.logs().join("up"), scene::port());
     // accept with an address waits in the server. Standard input is open: 0 is no answer of the kernel's.
-    let text = "import os, socket, sys\n\
-                l = socket.create_server(('127.0.0.1', 0))\n\
-                with open(sys.argv[1] + '.new', 'w') as f: f.write(str(l.getsockname()[1]))\n\
-                os.rename(sys.argv[1] + '.new', sys.argv[1])\n\
+    let text = "import socket, sys\n\
+                l = socket.create_server(('127.0.0.1', int(sys.argv[2])))\n\
+                open(sys.argv[1], 'w').close()\n\
                 while True:\n\
                 \x20   c, peer = l.accept()\n\
                 \x20   assert c.fileno() > 2 and peer[0] == '127.0.0.1', (c, peer)\n\
                 \x20   c.close()";
     let mut run = hurdle.run(&["--name", &name, "--swappable", "--net", "local"], PYTHON);
-    let mut program = hurdle.start(run.args(["-c", text]).arg(&file), "introduced.log");
-    let port: u16 = until("it listens", || std::fs::read_to_string(&file).ok()?.parse().ok());
+    let mut program = hurdle.start(run.args(["-c", text]).arg(&file).arg(port.to_string()), "introduced.log");
+    until("it listens", || file.exists().then_some(()));
     swap(&hurdle, &name, "share");
     let comm = |pid: &u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     for _ in 0..20 {

@@ -1,7 +1,7 @@
 """Binds before a swap, listens after it, gives way to a listener of the new network, and closes that, each when it is told to."""
 import os, socket, sys, time
 
-directory = sys.argv[1]
+directory, port = sys.argv[1:]
 
 
 def told(word):
@@ -16,9 +16,9 @@ def say(word, text):
 
 
 bound = socket.socket()
-bound.bind(("127.0.0.1", 0))
-address = bound.getsockname()
-say("port", address[1])
+address = "127.0.0.1", int(port)
+bound.bind(address)
+say("bound", "")
 told("listen")
 bound.listen()
 data = b""

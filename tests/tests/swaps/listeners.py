@@ -1,5 +1,5 @@
 """Listens in every way, and tells each client what it sees of the connection. Its file says where it listens; with `poll` it is never
-asleep in accept(2)."""
+asleep in accept(2). The ports are arguments."""
 import json, os, select, socket, sys, threading
 
 WAYS = [("127.0.0.1", socket.AF_INET), ("0.0.0.0", socket.AF_INET), ("127.0.0.9", socket.AF_INET),
@@ -25,9 +25,9 @@ def accept(listener):
 
 ports = {}
 threads = []
-for host, family in WAYS:
-    listener = socket.create_server((host, 0), family=family, backlog=64, dualstack_ipv6=host == "::")
-    ports[host] = listener.getsockname()[1]
+for (host, family), port in zip(WAYS, sys.argv[3:], strict=True):
+    listener = socket.create_server((host, int(port)), family=family, backlog=64, dualstack_ipv6=host == "::")
+    ports[host] = int(port)
     threads.append(threading.Thread(target=accept, args=(listener,), daemon=True))
 for thread in threads:
     thread.start()
