@@ -5,7 +5,7 @@
 //! do, costs two atomic writes.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::thread::{Builder, Thread};
 use std::time::Duration;
@@ -34,8 +34,8 @@ pub struct Alarm {
 struct Watch {
     limit: Duration,
     /// Of the thread that makes the calls.
-    process: libc::pid_t,
-    thread: libc::pid_t,
+    process: AtomicI32,
+    thread: AtomicI32,
     call: AtomicU64,
     sleeps: AtomicBool,
     over: AtomicBool,
@@ -44,17 +44,25 @@ struct Watch {
 impl Alarm {
     /// For calls of the calling thread, each of which may take as long as `limit`, and at most twice that.
     pub fn new(limit: Duration) -> Alarm {
-        // SAFETY: no arguments.
-        let (process, thread) = unsafe { (libc::getpid(), libc::gettid()) };
         let watch = Watch {
             limit,
-            process,
-            thread,
+            process: AtomicI32::new(0),
+            thread: AtomicI32::new(0),
             call: AtomicU64::new(RESTS),
             sleeps: AtomicBool::new(true),
             over: AtomicBool::new(false),
         };
-        Alarm { watch: Arc::new(watch), watcher: OnceLock::new() }
+        let alarm = Alarm { watch: Arc::new(watch), watcher: OnceLock::new() };
+        alarm.aim();
+        alarm
+    }
+
+    /// From now on for calls of the calling thread.
+    pub fn aim(&self) {
+        // SAFETY: no arguments.
+        let (process, thread) = unsafe { (libc::getpid(), libc::gettid()) };
+        self.watch.process.store(process, SeqCst);
+        self.watch.thread.store(thread, SeqCst);
     }
 
     /// Makes sure that there is who interrupts.
@@ -136,7 +144,7 @@ impl Watch {
 
     fn interrupt(&self) {
         // The thread lives, since it is in a call of its own.
-        let _ = crate::process::signal_thread(self.process, self.thread, interrupt_signal());
+        let _ = crate::process::signal_thread(self.process.load(SeqCst), self.thread.load(SeqCst), interrupt_signal());
     }
 }
 

@@ -178,10 +178,21 @@ pub fn is_nonblocking(socket: BorrowedFd<'_>) -> io::Result<bool> {
 /// # Errors
 /// ENOMEM.
 pub fn poll_now(socket: BorrowedFd<'_>, events: i16) -> io::Result<i16> {
-    let mut one = libc::pollfd { fd: socket.as_raw_fd(), events, revents: 0 };
-    let limit = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: one pollfd, a live limit, and no set of signals.
-    unsafe { call(libc::SYS_ppoll, [at(&raw mut one), 1, at(&raw const limit), 0, 0, 0]) }?;
+    poll(socket, events, &libc::timespec { tv_sec: 0, tv_nsec: 0 })
+}
+
+/// As [`poll_now`], once one of them holds, or an error or a hang-up.
+///
+/// # Errors
+/// EINTR: a signal came; ENOMEM.
+pub fn poll_wait(fd: BorrowedFd<'_>, events: i16) -> io::Result<i16> {
+    poll(fd, events, std::ptr::null())
+}
+
+fn poll(fd: BorrowedFd<'_>, events: i16, limit: *const libc::timespec) -> io::Result<i16> {
+    let mut one = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    // SAFETY: one pollfd, a live limit or none, and no set of signals.
+    unsafe { call(libc::SYS_ppoll, [at(&raw mut one), 1, at(limit), 0, 0, 0]) }?;
     Ok(one.revents)
 }
 

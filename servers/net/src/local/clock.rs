@@ -41,6 +41,11 @@ impl Clock {
         self.changed.notify_all();
     }
 
+    /// Whether there is a thread.
+    pub(super) fn runs(&self) -> bool {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Ends the thread; the stop flag is set.
     pub(super) fn stop(&self, shared: &Shared) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();

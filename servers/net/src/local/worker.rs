@@ -15,6 +15,7 @@ use hurdle_server::Awake;
 use hurdle_sys::process::{Rest, run_apart, wake_politely};
 use hurdle_sys::seccomp::{Call, Ledger, Listener, Slot};
 use hurdle_sys::target::Alarm;
+use hurdle_sys::target::socket::poll_wait;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,7 +26,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// So many calls are served by an ordinary thread: an environment that is mostly idle has no other.
+/// So many calls have a process each.
 const FEW: u32 = 64;
 /// How often to look for a free slot while there is none.
 const FULL: Duration = Duration::from_millis(1);
@@ -70,33 +71,64 @@ pub(super) struct Passed {
     pub(super) answer: oneshot::Sender<Outcome>,
 }
 
-/// Starts the worker, which has the ledger's turn. `calm`: as an ordinary thread, for its first calls.
+/// Starts the worker, which has the ledger's turn. `calm`: no call waits, so the first ones have a process each: an environment that is
+/// mostly idle has no other.
 pub(super) fn spawn(shared: Arc<Shared>, source: Source, turn: File, calm: bool) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name("hurdle-traps".into()).stack_size(256 * 1024).spawn(move || {
         let turn = Arc::new(turn);
-        let source = Arc::new(Mutex::new(source));
-        let thread = Worker::new(&shared, &Rest::NONE);
-        if calm && !thread.run(&source, true, Some(FEW)) {
-            return;
-        }
-        // There is load: a kill of this process shall not reach it between the first step for a call and the answer.
-        let (own, calls, noted) = (shared.clone(), source.clone(), turn.clone());
-        let apart = run_apart(
-            &shared.apart,
-            Box::new(move |rest| {
-                let _ = Ledger::note_worker(&noted, std::process::id().cast_signed());
-                Worker::new(&own, rest).run(&calls, !calm, None);
-            }),
-        );
-        match apart {
-            Ok(()) => {}
-            Err(e) if e.raw_os_error().is_some() => _ = thread.run(&source, !calm, None),
-            Err(e) => {
-                eprintln!("{e}");
-                std::process::exit(1);
+        match source {
+            Source::Kernel if calm => {
+                // Its thread is not one of those processes, and does not end with each.
+                let alarm = Arc::new(Alarm::new(PATIENCE));
+                for _ in 0..FEW {
+                    if !arrives(&shared) {
+                        return;
+                    }
+                    let _ = alarm.ready();
+                    let alarm = alarm.clone();
+                    apart(&shared, &turn, move |worker| worker.once(&alarm));
+                }
+                drop(alarm);
+                apart(&shared, &turn, |worker| worker.receive(&Alarm::new(PATIENCE)));
+            }
+            source => {
+                let source = Mutex::new(source);
+                apart(&shared, &turn, move |worker| worker.run(&source));
             }
         }
     })
+}
+
+/// Has a worker do this where a kill of the server's process does not reach it between the first step for a call and the answer.
+fn apart(shared: &Arc<Shared>, turn: &Arc<File>, work: impl Fn(&Worker<'_>) + Send + Sync + 'static) {
+    let work = Arc::new(work);
+    let (own, noted, does) = (shared.clone(), turn.clone(), work.clone());
+    let run = move |rest: &Rest| {
+        let _ = Ledger::note_worker(&noted, std::process::id().cast_signed());
+        // What it hands out wakes it once more (SECCOMP_ADDFD_FLAG_SEND). The program, which has its answer by then, goes first.
+        let _ = wake_politely();
+        does(&Worker::new(&own, rest));
+    };
+    match run_apart(&shared.apart, Box::new(run)) {
+        Ok(()) => {}
+        Err(e) if e.raw_os_error().is_some() => work(&Worker::new(shared, &Rest::NONE)),
+        Err(e) => {
+            eprintln!("{e}");
+            std::process::exit(1);
+        }
+    }
+}
+
+/// Waits for a call. False: there will be none.
+fn arrives(shared: &Shared) -> bool {
+    while !shared.stop.load(Ordering::SeqCst) {
+        match poll_wait(shared.listener.as_fd(), libc::POLLIN) {
+            Ok(events) => return events & libc::POLLIN != 0,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 pub(super) struct Worker<'a> {
@@ -110,33 +142,39 @@ impl<'a> Worker<'a> {
         Worker { shared, rest, dispatch: Dispatch::new() }
     }
 
-    /// Serves until it is stopped (false), or has served so `many` calls. `first`: there may be calls that another one left.
-    fn run(&self, source: &Mutex<Source>, first: bool, many: Option<u32>) -> bool {
+    /// Serves until it is stopped: first the calls that another one left.
+    fn run(&self, source: &Mutex<Source>) {
         let alarm = Alarm::new(PATIENCE);
-        // What it hands out wakes it once more (SECCOMP_ADDFD_FLAG_SEND). The program, which has its answer by then, goes first.
-        let _ = wake_politely();
-        if first {
-            let mut unanswered = self.shared.ledger.recover(&self.shared.listener);
-            // Connections get their names before anybody accepts them.
-            unanswered.sort_by_key(|(_, call)| self.dispatch.handler(call.syscall) != Some(Handler::Connect));
-            for (slot, call) in unanswered {
-                self.serve(self.shared.lock(), &alarm, &call, slot, true);
-            }
+        let mut unanswered = self.shared.ledger.recover(&self.shared.listener);
+        // Connections get their names before anybody accepts them.
+        unanswered.sort_by_key(|(_, call)| self.dispatch.handler(call.syscall) != Some(Handler::Connect));
+        for (slot, call) in unanswered {
+            self.serve(self.shared.lock(), &alarm, &call, slot, true);
         }
         match &*source.lock().unwrap_or_else(PoisonError::into_inner) {
-            Source::Kernel => self.receive(&alarm, many),
-            Source::Above(passed) => self.hear(passed, &alarm, many),
+            Source::Kernel => self.receive(&alarm),
+            Source::Above(passed) => self.hear(passed, &alarm),
+        }
+    }
+
+    /// Serves one call, and more only if that one left the clock running, which ends with its worker.
+    fn once(&self, alarm: &Alarm) {
+        alarm.aim();
+        let mut slot = None;
+        self.next(alarm, &mut slot, || ());
+        slot.into_iter().for_each(|slot| self.shared.ledger.release(slot));
+        if self.shared.clock.runs() {
+            self.receive(alarm);
         }
     }
 
     /// Serves calls that the server above passes down.
-    fn hear(&self, passed: &Receiver<Option<Passed>>, alarm: &Alarm, many: Option<u32>) -> bool {
-        let mut served = 0;
-        while many.is_none_or(|many| served < many) {
+    fn hear(&self, passed: &Receiver<Option<Passed>>, alarm: &Alarm) {
+        loop {
             self.rest.begin();
             let next = passed.recv();
             let state = self.rest.end(self.shared.lock());
-            let Ok(Some(Passed { call, answer })) = next else { return false };
+            let Ok(Some(Passed { call, answer })) = next else { return };
             let outcome = match self.shared.ledger.adopt(call.slot, call.id) {
                 None => Outcome::Gone,
                 // The server above is another one by now, and passes what it found.
@@ -144,32 +182,27 @@ impl<'a> Worker<'a> {
                 Some((slot, call)) => self.serve(state, alarm, &call, slot, false).0,
             };
             let _ = answer.send(outcome);
-            served += 1;
         }
-        true
     }
 
     /// Receives calls from the kernel and serves them.
-    fn receive(&self, alarm: &Alarm, many: Option<u32>) -> bool {
+    fn receive(&self, alarm: &Alarm) {
         let awake = Awake::new(BURST);
         let mut second = Second::new(self.shared, self.rest);
-        let (mut slot, mut served) = (None, 0);
-        while many.is_none_or(|many| served < many) {
+        let mut slot = None;
+        loop {
             let mut arrived = false;
             let look = || {
                 arrived = true;
                 second.look();
             };
             if !self.next(alarm, &mut slot, look) {
-                return false;
+                return;
             }
             if arrived {
-                served += 1;
                 awake.call();
             }
         }
-        slot.into_iter().for_each(|slot| self.shared.ledger.release(slot));
-        true
     }
 
     /// Receives calls beside the thread that looks for them first, while there is work for two.
