@@ -3,12 +3,13 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use hurdle_tests::{Hurdle, Running, finish, in_worlds, until};
+use hurdle_tests::{Hurdle, Running, chance, finish, in_worlds, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const ALL: &str = include_str!("survive/all.py");
 const FLIGHT: &str = include_str!("survive/flight.py");
+const FIRST: &str = include_str!("survive/first.py");
 
 /// The first server of an interface.
 fn server(hurdle: &Hurdle, name: &str, interface: &str) -> Option<i32> {
@@ -73,6 +74,20 @@ fn all_of_that_outlives_a_swap() {
     }
     say(&hurdle, "go");
     ends_well(&hurdle, running, "all as before\n");
+}
+
+#[test]
+fn a_server_that_dies_at_its_first_calls_takes_nothing_along() {
+    for _ in 0..15 {
+        let hurdle = Hurdle::new();
+        let (name, running) = started(&hurdle, "local", FIRST);
+        let pid = until("a net server runs", || server(&hurdle, &name, "net"));
+        say(&hurdle, "go");
+        chance::moment(Duration::from_millis(5));
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
+        say(&hurdle, "end");
+        ends_well(&hurdle, running, "all welcome\n");
+    }
 }
 
 /// A server and all that it has started.

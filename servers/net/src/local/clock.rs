@@ -51,14 +51,10 @@ impl Clock {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             drop(shared.lock());
-            while !thread.is_finished() {
+            shared.join(thread, &Rest::NONE, |thread| {
                 self.changed.notify_all();
-                let state = shared.lock();
-                interrupt(&thread);
-                drop(state);
-                std::thread::sleep(Duration::from_micros(200));
-            }
-            let _ = thread.join();
+                interrupt(thread);
+            });
         }
     }
 }

@@ -37,6 +37,7 @@ mod worker;
 use crate::{Kind, Kinds};
 use hurdle_proto::net::{Outcome, Trapped};
 use hurdle_server::{Sockets, confine_calls, drop_capabilities};
+use hurdle_sys::process::Rest;
 use hurdle_sys::seccomp::{Height, Ledger, Listener, interrupt, interrupt_process, interruptible};
 use hurdle_wire::tap::Tap;
 use state::State;
@@ -70,6 +71,21 @@ struct Shared {
 impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Waits for a thread that was told to end. A signal that comes just before it waits is lost, so `wake` is called until it worked.
+    /// `rest` is the caller's.
+    fn join(&self, thread: JoinHandle<()>, rest: &Rest, wake: impl Fn(&JoinHandle<()>)) {
+        while !thread.is_finished() {
+            // Under the lock: no handler is in the midst of a call that a signal would end.
+            let state = self.lock();
+            wake(&thread);
+            drop(state);
+            rest.begin();
+            std::thread::sleep(Duration::from_micros(200));
+            rest.end(());
+        }
+        let _ = thread.join();
     }
 }
 
@@ -238,18 +254,10 @@ impl Server {
             let _ = passer.send(None);
         }
         if let Some(worker) = self.worker.take() {
-            // A signal that comes just before the worker waits is lost, so it is sent until it worked.
-            while !worker.is_finished() {
-                // Under the lock: no handler is in the midst of a call that a signal would end.
-                let state = self.shared.lock();
-                match self.shared.apart.load(Ordering::SeqCst) {
-                    0 => interrupt(&worker),
-                    pid => interrupt_process(pid),
-                }
-                drop(state);
-                std::thread::sleep(Duration::from_micros(200));
-            }
-            let _ = worker.join();
+            self.shared.join(worker, &Rest::NONE, |worker| match self.shared.apart.load(Ordering::SeqCst) {
+                0 => interrupt(worker),
+                pid => interrupt_process(pid),
+            });
         }
     }
 }

@@ -13,8 +13,7 @@ use hurdle_sys::target::socket::poll_now;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::{Builder, JoinHandle, park, sleep};
-use std::time::Duration;
+use std::thread::{Builder, JoinHandle, park};
 
 /// At every so many calls there is a look whether another one waits.
 const LOOK: u32 = 16;
@@ -108,17 +107,10 @@ impl<'a> Second<'a> {
 impl Drop for Second<'_> {
     fn drop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        // A signal that comes just before it waits is lost, so it is sent until it worked.
-        while !thread.is_finished() {
-            self.duty.left.store(END, Ordering::SeqCst);
+        self.duty.left.store(END, Ordering::SeqCst);
+        self.shared.join(thread, self.rest, |thread| {
             thread.thread().unpark();
-            let state = self.shared.lock();
-            interrupt(&thread);
-            drop(state);
-            self.rest.begin();
-            sleep(Duration::from_micros(200));
-            self.rest.end(());
-        }
-        let _ = thread.join();
+            interrupt(thread);
+        });
     }
 }

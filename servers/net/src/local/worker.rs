@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// So many calls have a process each.
-const FEW: u32 = 64;
+const FEW: u32 = 16;
 /// How often to look for a free slot while there is none.
 const FULL: Duration = Duration::from_millis(1);
 /// So many calls in quick succession are worth a CPU that stays awake.
