@@ -15,6 +15,7 @@ pub mod landlock;
 pub mod memfd;
 pub mod mount;
 pub mod ns;
+mod pages;
 pub mod probe;
 pub mod process;
 mod raw;

@@ -8,11 +8,12 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Deref;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::pages::Pages;
 
 /// The seals that make a memory file immutable in content and size.
 const IMMUTABLE: SealFlag = SealFlag::F_SEAL_WRITE.union(SealFlag::F_SEAL_SHRINK).union(SealFlag::F_SEAL_GROW);
@@ -42,15 +43,7 @@ pub fn seal(file: impl AsFd) -> io::Result<()> {
 
 /// The content of a memory file that is proven immutable, mapped read-only (mmap(2)).
 #[derive(Debug)]
-pub struct Mapping {
-    start: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: the mapping is read-only memory that nobody can change (its file is sealed), freed once by its one owner.
-unsafe impl Send for Mapping {}
-// SAFETY: as above: shared reads of immutable memory.
-unsafe impl Sync for Mapping {}
+pub struct Mapping(Pages);
 
 impl Mapping {
     /// Maps a memory file of exactly `len` bytes, not zero.
@@ -70,14 +63,7 @@ impl Mapping {
         if len == 0 || u64::try_from(size).ok() != u64::try_from(len).ok() {
             return Err(bad(format!("it holds {size} bytes and {len} were announced")));
         }
-        let flags = libc::MAP_PRIVATE | libc::MAP_POPULATE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours. The result is checked.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_READ, flags, fd.as_raw_fd(), 0) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        Ok(Mapping { start, len })
+        Ok(Mapping(Pages::readable(fd, len)?))
     }
 }
 
@@ -85,16 +71,9 @@ impl Deref for Mapping {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `start` is the start of a live mapping of `len` readable bytes. The file under it is sealed, so they
-        // neither change nor go away while `self` lives.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: this is the mapping that `new` made; no reference into it outlives `self`.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+        // SAFETY: the start of a live mapping of so many readable bytes. The file under it is sealed, so they neither change nor
+        // go away while `self` lives.
+        unsafe { std::slice::from_raw_parts(self.0.start().as_ptr(), self.0.len()) }
     }
 }
 

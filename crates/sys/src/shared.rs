@@ -4,9 +4,10 @@
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::ptr::NonNull;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
+
+use crate::pages::Pages;
 
 /// A memory file mapped as numbers of 64 bits. The file is sparse: what is never touched takes no memory.
 ///
@@ -14,14 +15,9 @@ use std::sync::atomic::AtomicU64;
 /// processes that trust each other.
 #[derive(Debug)]
 pub struct SharedWords {
-    start: NonNull<AtomicU64>,
-    len: usize,
+    /// Only ever seen as atomics.
+    pages: Pages,
 }
-
-// SAFETY: the mapping lives as long as the value, and is only ever seen as atomics.
-unsafe impl Send for SharedWords {}
-// SAFETY: as above.
-unsafe impl Sync for SharedWords {}
 
 impl SharedWords {
     /// Maps `file`, made `words` words long first if it is shorter (ftruncate(2), mmap(2)). What was never written is 0.
@@ -32,15 +28,7 @@ impl SharedWords {
         if file.metadata()?.len() < bytes as u64 {
             file.set_len(bytes as u64)?;
         }
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new shared mapping at a place of the kernel's choice; the file is long enough.
-        let start =
-            unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        Ok(SharedWords { start, len: words })
+        Ok(SharedWords { pages: Pages::shared(file.as_fd(), bytes)? })
     }
 }
 
@@ -48,15 +36,9 @@ impl Deref for SharedWords {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: `start` is the page-aligned start of a live mapping of `len` words, which all access as atomics.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
-    }
-}
-
-impl Drop for SharedWords {
-    fn drop(&mut self) {
-        // SAFETY: this is the mapping that `map` made; no reference into it outlives `self`.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len * size_of::<u64>()) };
+        let words = self.pages.len() / size_of::<u64>();
+        // SAFETY: the page-aligned start of a live mapping of so many words, which all access as atomics.
+        unsafe { std::slice::from_raw_parts(self.pages.start().as_ptr().cast(), words) }
     }
 }
 

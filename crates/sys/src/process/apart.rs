@@ -15,6 +15,8 @@ use std::ptr::null;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
+use crate::pages::Pages;
+
 /// Bytes of the worker's stack, and of the page below it that nobody may touch.
 const STACK: usize = 256 << 10;
 const GUARD: usize = 4096;
@@ -156,8 +158,10 @@ extern "C" fn child(errand: *mut c_void) -> libc::c_int {
 /// # Errors
 /// EAGAIN at the limit of processes, ENOMEM: nothing was run. `Other`: it panicked or was killed.
 pub fn run_apart(pid: &Arc<AtomicI32>, run: Work) -> io::Result<()> {
-    // SAFETY: all zeros is a valid sigaction; the handler makes one async-signal-safe call. The stack is a new private mapping, its
-    // lowest page taken away again; it is unmapped once nobody runs on it, since this thread is suspended until the child has ended.
+    let stack = Pages::private(STACK + GUARD)?;
+    let start = stack.start().as_ptr();
+    // SAFETY: all zeros is a valid sigaction; the handler makes one async-signal-safe call. The child runs on the stack, whose lowest page
+    // is taken away; it lives until the child has ended, since this thread is suspended so long.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = leave as *const () as usize;
@@ -165,21 +169,15 @@ pub fn run_apart(pid: &Arc<AtomicI32>, run: Work) -> io::Result<()> {
         if libc::sigaction(leave_signal(), &raw const action, std::ptr::null_mut()) != 0 {
             return Err(io::Error::last_os_error());
         }
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        let stack = libc::mmap(std::ptr::null_mut(), STACK + GUARD, protection, flags, -1, 0);
-        if stack == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        libc::mprotect(stack, GUARD, libc::PROT_NONE);
+        libc::mprotect(start.cast(), GUARD, libc::PROT_NONE);
         let mut errand = Errand { run: Some(run), pid: pid.clone(), parent: libc::getpid() };
         let share = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_FS | libc::CLONE_SIGHAND | libc::CLONE_SYSVSEM;
-        let top = stack.cast::<u8>().add(STACK + GUARD).cast();
+        let top = start.add(STACK + GUARD).cast();
         let made = libc::clone(child, top, share | libc::CLONE_VFORK | libc::SIGCHLD, (&raw mut errand).cast());
         let error = io::Error::last_os_error();
         // Before it is reaped: the number is still its own.
         pid.store(0, Ordering::SeqCst);
         let ended = if made < 0 { Err(error) } else { super::wait_end(made) };
-        libc::munmap(stack, STACK + GUARD);
         match ended?.state() {
             super::State::Exited(0) => Ok(()),
             other => Err(io::Error::other(format!("the worker ended: {other:?}"))),

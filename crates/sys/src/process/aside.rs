@@ -3,6 +3,8 @@
 use std::ffi::c_void;
 use std::io;
 
+use crate::pages::Pages;
+
 /// Bytes of the stack.
 const STACK: usize = 64 << 10;
 
@@ -21,22 +23,12 @@ extern "C" fn child(work: *mut c_void) -> libc::c_int {
 /// EAGAIN at the limit of processes, ENOMEM: nothing was run.
 pub fn run_aside(work: &mut dyn FnMut()) -> io::Result<()> {
     let mut work = work;
-    // SAFETY: the stack is a new private mapping, unmapped once nobody runs on it: this thread is suspended until the child has ended
-    // (CLONE_VFORK), and holds the closure meanwhile.
-    unsafe {
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        let stack = libc::mmap(std::ptr::null_mut(), STACK, protection, flags, -1, 0);
-        if stack == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let top = stack.cast::<u8>().add(STACK).cast();
-        let share = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-        let made = libc::clone(child, top, share, (&raw mut work).cast());
-        let error = io::Error::last_os_error();
-        let ended = if made < 0 { Err(error) } else { super::wait_end(made).map(drop) };
-        libc::munmap(stack, STACK);
-        ended
-    }
+    let stack = Pages::private(STACK)?;
+    let share = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the child runs on the stack, which lives until it has ended: this thread is suspended so long (CLONE_VFORK), and holds the
+    // closure meanwhile.
+    let made = unsafe { libc::clone(child, stack.start().as_ptr().add(STACK).cast(), share, (&raw mut work).cast()) };
+    if made < 0 { Err(io::Error::last_os_error()) } else { super::wait_end(made).map(drop) }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! beside the slots says at which [`Height`] it is, so that each server recovers its own.
 
 use super::listener::{Call, Listener};
+use crate::pages::Pages;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
@@ -69,16 +70,11 @@ impl Height {
 /// The mapping of a ledger, and which of its slots are free.
 #[derive(Debug)]
 pub struct Ledger {
-    base: *mut Call,
+    pages: Pages,
     height: Height,
     /// Free slots; the one used last is used first, so that an idle environment touches one page.
     free: Mutex<Vec<u16>>,
 }
-
-// SAFETY: the memory lives as long as the value; a slot is written only by the holder of its `Slot`, which is unique.
-unsafe impl Send for Ledger {}
-// SAFETY: as above; the free list has a lock.
-unsafe impl Sync for Ledger {}
 
 /// The right to one slot of a ledger.
 #[derive(Debug, PartialEq, Eq)]
@@ -112,13 +108,8 @@ impl Ledger {
         if contents.metadata()?.len() < BYTES as u64 {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the ledger's file is too short"));
         }
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: a new shared mapping; the file is long enough, and its keeper (the core) never shortens it.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), BYTES, protection, libc::MAP_SHARED, fd.as_raw_fd(), 0) };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let ledger = Ledger { base: base.cast(), height, free: Mutex::new(Vec::new()) };
+        // Its keeper (the core) never shortens it.
+        let ledger = Ledger { pages: Pages::shared(fd, BYTES)?, height, free: Mutex::new(Vec::new()) };
         // Read through the file, not the mapping: a look at a hole of it would fill the hole with a page.
         const STRIDE: usize = 64;
         let mut bytes = [0u8; STRIDE * size_of::<Call>()];
@@ -167,15 +158,20 @@ impl Ledger {
         turn.write_all_at(&pid.to_ne_bytes(), WORKER)
     }
 
+    /// A slot is written only by the holder of its [`Slot`], which is unique.
+    fn base(&self) -> *mut Call {
+        self.pages.start().as_ptr().cast()
+    }
+
     fn id(&self, slot: u16) -> &AtomicU64 {
         // SAFETY: the slot is within the mapping, `id` is the first field of `Call` and aligned.
-        unsafe { AtomicU64::from_ptr(self.base.add(slot.into()).cast()) }
+        unsafe { AtomicU64::from_ptr(self.base().add(slot.into()).cast()) }
     }
 
     /// How high the call of a slot is; 0 for a free one.
     fn level(&self, slot: u16) -> &AtomicU8 {
         // SAFETY: the bytes behind the calls are within the mapping, one for each slot.
-        unsafe { AtomicU8::from_ptr(self.base.cast::<u8>().add(CALLS + usize::from(slot))) }
+        unsafe { AtomicU8::from_ptr(self.pages.start().as_ptr().add(CALLS + usize::from(slot))) }
     }
 
     /// The calls that an earlier server at this height received and did not answer, with their slots. Calls that were cancelled
@@ -220,7 +216,7 @@ impl Ledger {
     #[inline]
     fn read(&self, slot: &Slot) -> Call {
         // SAFETY: within the mapping; only the holder of the `Slot` writes it. Any bytes are a valid `Call`.
-        let call = unsafe { self.base.add(slot.0.into()).read_volatile() };
+        let call = unsafe { self.base().add(slot.0.into()).read_volatile() };
         if call.moves() {
             self.moves().store(1, Ordering::Release);
         }
@@ -229,7 +225,7 @@ impl Ledger {
 
     fn moves(&self) -> &AtomicU8 {
         // SAFETY: the last word is within the mapping.
-        unsafe { AtomicU8::from_ptr(self.base.cast::<u8>().add(MOVED)) }
+        unsafe { AtomicU8::from_ptr(self.pages.start().as_ptr().add(MOVED)) }
     }
 
     /// Whether a call was ever received by which a thread may go to another network namespace ([`Call::moves`]).
@@ -258,7 +254,7 @@ impl Ledger {
             self.level(slot.0).store(self.height.below, Ordering::Release);
         }
         // SAFETY: the slot is ours, within the mapping, and was zeroed when it was released.
-        unsafe { listener.receive_raw(self.base.add(slot.0.into())) }?;
+        unsafe { listener.receive_raw(self.base().add(slot.0.into())) }?;
         Ok(self.read(slot))
     }
 
@@ -271,7 +267,7 @@ impl Ledger {
         let mut rest = Call::default();
         rest.id = self.id(slot.0).load(Ordering::Acquire);
         // SAFETY: the slot is ours and within the mapping.
-        unsafe { self.base.add(slot.0.into()).write_volatile(rest) };
+        unsafe { self.base().add(slot.0.into()).write_volatile(rest) };
         // The id last: from then on whoever receives may take it.
         self.id(slot.0).store(0, Ordering::Release);
     }
@@ -288,12 +284,5 @@ impl Ledger {
         if self.height.top {
             self.free_list().push(slot.0);
         }
-    }
-}
-
-impl Drop for Ledger {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours and nothing borrows from it any more.
-        unsafe { libc::munmap(self.base.cast(), BYTES) };
     }
 }

@@ -316,6 +316,45 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// Answers a call that does not wait.
+    fn conclude(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        trap: &Trap<'_>,
+        seen: Option<Box<Seen>>,
+        slot: &Slot,
+        handled: Result<Answer, Errno>,
+    ) -> Outcome {
+        let shared = self.shared;
+        let outcome = match handled {
+            // Its caller has to run for that, perhaps on another CPU. Others are served meanwhile.
+            Ok(Answer::Socket { accepted, .. }) => {
+                if accepted {
+                    state.handed.push(*trap.call);
+                }
+                drop(state);
+                let (outcome, back) = conclude(shared, trap.call, seen, handled);
+                shared.ledger.clear(slot);
+                if accepted {
+                    self.after_accept(trap, back);
+                }
+                return outcome;
+            }
+            // The connecting end goes on first, as natively.
+            Ok(Answer::Connected { to, .. }) => {
+                let outcome = state.conclude(shared, trap.call, seen, handled);
+                if state.accepting.contains_key(&to) {
+                    state.serve_accepts(trap, to, shared);
+                    self.keep_no_longer(&state);
+                }
+                outcome
+            }
+            _ => state.conclude(shared, trap.call, seen, handled),
+        };
+        shared.ledger.clear(slot);
+        outcome
+    }
+
     /// Handles one call and answers it. Returns what became of it, and its slot unless it waits.
     fn serve(
         &self,
@@ -347,39 +386,7 @@ impl<'a> Worker<'a> {
         let (on, until, accepts) = match handled {
             Ok(Answer::WaitAccept { on, until }) => (on, until, true),
             Ok(Answer::WaitConnect { on, until }) => (on, until, false),
-            other => {
-                let connected = match other {
-                    Ok(Answer::Connected { to, .. }) => Some(to),
-                    _ => None,
-                };
-                let outcome = match &other {
-                    // Its caller has to run for that, perhaps on another CPU. Others are served meanwhile.
-                    Ok(Answer::Socket { accepted, .. }) => {
-                        let took = *accepted;
-                        if took {
-                            state.handed.push(*call);
-                        }
-                        drop(state);
-                        let (outcome, back) = conclude(shared, call, seen, other);
-                        shared.ledger.clear(&slot);
-                        if took {
-                            self.after_accept(&trap, back);
-                        }
-                        return (outcome, Some(slot));
-                    }
-                    _ => {
-                        let outcome = state.conclude(shared, call, seen, other);
-                        // The connecting end goes on first, as natively.
-                        if let Some(to) = connected.filter(|to| state.accepting.contains_key(to)) {
-                            state.serve_accepts(&trap, to, shared);
-                            self.keep_no_longer(&state);
-                        }
-                        outcome
-                    }
-                };
-                shared.ledger.clear(&slot);
-                return (outcome, Some(slot));
-            }
+            answered => return (self.conclude(state, &trap, seen, &slot, answered), Some(slot)),
         };
         if let Some(seen) = &seen {
             seen.waits(&shared.tap);
