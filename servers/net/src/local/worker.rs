@@ -84,7 +84,9 @@ pub(super) fn spawn(shared: Arc<Shared>, source: Source, turn: File, calm: bool)
                     if !arrives(&shared) {
                         return;
                     }
-                    let _ = alarm.ready();
+                    if alarm.ready().is_err() {
+                        break;
+                    }
                     let alarm = alarm.clone();
                     apart(&shared, &turn, move |worker| worker.once(&alarm));
                 }
