@@ -31,7 +31,8 @@ impl Clock {
         if time.is_none() {
             return;
         }
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever has it otherwise ends the clock, and waits for the state.
+        let Ok(mut thread) = self.thread.try_lock() else { return };
         if thread.is_none() {
             let (shared, rest) = (Arc::clone(shared), rest.another());
             // Without a thread waits still end by connections and signals.
@@ -46,10 +47,11 @@ impl Clock {
         self.thread.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// Ends the thread; the stop flag is set.
+    /// Ends the thread; the stop flag is set. Called by whoever ends the server, and by a worker before its process ends, with which
+    /// the thread would be gone without a word: whoever comes second waits.
     pub(super) fn stop(&self, shared: &Shared) {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take() {
             drop(shared.lock());
             shared.join(thread, &Rest::NONE, |thread| {
                 self.changed.notify_all();

@@ -110,6 +110,11 @@ fn apart(shared: &Arc<Shared>, turn: &Arc<File>, work: impl Fn(&Worker<'_>) + Se
         // What it hands out wakes it once more (SECCOMP_ADDFD_FLAG_SEND). The program, which has its answer by then, goes first.
         let _ = wake_politely();
         does(&Worker::new(&own, rest));
+        if own.clock.runs() {
+            // It was the last one: nobody is left who could call, or it was stopped.
+            own.stop.store(true, Ordering::SeqCst);
+            own.clock.stop(&own);
+        }
     };
     match run_apart(&shared.apart, Box::new(run)) {
         Ok(()) => {}
