@@ -184,7 +184,7 @@ impl<'a> Traffic<'a> {
         command.args(["-c", TRAFFIC]).arg(&stop);
         let client = hurdle.start(&mut command, "traffic");
         let traffic = Traffic { hurdle, name, stop, client };
-        traffic.goes_on();
+        traffic.goes_on(3);
         traffic
     }
 
@@ -194,12 +194,7 @@ impl<'a> Traffic<'a> {
     }
 
     #[track_caller]
-    fn goes_on(&self) {
-        self.goes_on_by(3);
-    }
-
-    #[track_caller]
-    fn goes_on_by(&self, by: u64) {
+    fn goes_on(&self, by: u64) {
         let before = self.greeted();
         for_up_to(std::time::Duration::from_secs(60), "clients are greeted", || {
             (self.greeted() >= before + by).then_some(())
@@ -227,7 +222,7 @@ fn it_starts_and_ends_in_any_way_under_traffic_and_nobody_notices() {
     let (net, core) = (server(&hurdle, &traffic.name, "net"), traffic.client.id());
     // What is made at the first time stays.
     end(trace(&hurdle, "first", &[&traffic.name]));
-    traffic.goes_on_by(2);
+    traffic.goes_on(2);
     let settled = |pid: i32| until("files that were open for a moment are closed", || Some(fds(pid)));
     let before = [settled(net), settled(core)];
     for round in 0..50 {
@@ -236,7 +231,7 @@ fn it_starts_and_ends_in_any_way_under_traffic_and_nobody_notices() {
         tracer.signal([Signal::SIGINT, Signal::SIGKILL, Signal::SIGTERM][round % 3]);
         tracer.join();
     }
-    traffic.goes_on();
+    traffic.goes_on(3);
     until("no pipe of a tracer is left open", || (fds(net) <= before[0] && fds(core) <= before[1]).then_some(()));
     assert_eq!(hurdle.right(&traffic.name, "net")["deaths"], 0);
     traffic.end();
@@ -249,15 +244,15 @@ fn one_that_does_not_read_holds_up_nobody_and_hears_what_it_lost() {
     let tracer = trace(&hurdle, "trace", &[&traffic.name]);
     tracer.signal(Signal::SIGSTOP);
     // About eight calls each; a pipe has room for some thousand.
-    traffic.goes_on_by(2000);
+    traffic.goes_on(2000);
     tracer.signal(Signal::SIGCONT);
     shows(&tracer, " lost: they came faster than they were read");
     // One that is killed while it is stopped.
     tracer.signal(Signal::SIGSTOP);
-    traffic.goes_on();
+    traffic.goes_on(3);
     tracer.signal(Signal::SIGKILL);
     tracer.join();
-    traffic.goes_on();
+    traffic.goes_on(3);
     traffic.end();
 }
 
@@ -298,7 +293,7 @@ fn each_server_of_a_stack_reports() {
         });
     }
     // Those below are started anew, with what they have to report to.
-    traffic.goes_on();
+    traffic.goes_on(3);
     let text = tracer.log();
     let line = text.lines().find(|line| line.contains("  net/local ")).expect("there was one");
     let pid = line.split_once("net/local ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
