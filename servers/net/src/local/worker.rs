@@ -78,7 +78,7 @@ pub(super) fn spawn(shared: Arc<Shared>, source: Source, turn: File, calm: bool)
         let turn = Arc::new(turn);
         match source {
             Source::Kernel if calm => {
-                // Its thread is not one of those processes, and does not end with each.
+                // Its thread is the server's: one that a worker starts ends with it.
                 let alarm = Arc::new(Alarm::new(PATIENCE));
                 for _ in 0..FEW {
                     if !arrives(&shared) {
