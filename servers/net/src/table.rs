@@ -41,6 +41,9 @@ pub(crate) const INET: [u32; 2] = [libc::AF_INET as u32, libc::AF_INET6 as u32];
 const LEVELS: [u32; 3] = [libc::IPPROTO_IP as u32, libc::IPPROTO_TCP as u32, libc::IPPROTO_IPV6 as u32];
 const SOL_SOCKET: u32 = libc::SOL_SOCKET as u32;
 
+/// How long the address of a core's door is: family, NUL, name (unix(7)).
+const KNOCK: u32 = 3 + hurdle_proto::core::DOOR.len() as u32;
+
 /// Of the calls that take a thread to another network namespace. As a 32-bit program makes them they are not seen.
 const MOVES: &str = "native. From then on each thread that makes a socket is asked where it is";
 
@@ -135,7 +138,17 @@ pub fn rows() -> Vec<Row<Handler>> {
         row(
             "connect",
             libc::SYS_connect,
-            "always",
+            "an address of 14 bytes",
+            vec![ArgMatch::In(2, vec![KNOCK])],
+            Kernel,
+            Partial,
+            "a `hurdle run` inside knocks at its core's door with one as long, at once; none of inet has that length. EINVAL, as over TCP, \
+             but for AF_UNSPEC, which ends a connection of TCP's, and AF_UNIX, to which the socket is connected",
+        ),
+        row(
+            "connect",
+            libc::SYS_connect,
+            "any other",
             Vec::new(),
             Server(Handler::Connect),
             Partial,

@@ -29,8 +29,10 @@ fn main() -> ExitCode {
 }
 
 fn carry_out(arguments: Vec<OsString>) -> ExitCode {
-    // The core of the environment that this is in makes ready while the command line is read.
-    let door = arguments.get(1).filter(|command| *command == "run").and_then(|_| hurdle_core::knock());
+    // The core of the environment that this is in makes ready while the command line is read. Who has come through has no need of it.
+    let may_ask =
+        arguments.get(1).is_some_and(|command| command == "run") && std::env::var_os(run::UNTRAPPED).is_none();
+    let door = may_ask.then(hurdle_core::knock).flatten();
     let done = match Cli::try_parse_from(cli::arguments(arguments)) {
         Ok(cli) => perform(cli, door),
         Err(e) if e.use_stderr() => {

@@ -157,7 +157,7 @@ impl Place {
         let program = file_id(&led_to(format!("/proc/{pid}/exe"))?)?;
         let (limits, affinity, nice) = (limits(pid)?, affinity(pid)?, nice(pid)?);
         // Alive after the look: so the number was its own, nobody else's.
-        super::pid_of(&pidfd)?;
+        super::alive(&pidfd)?;
         let denied = |why| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
         if namespaces & libc::CLONE_NEWPID == 0 {
             return denied("the caller is in no environment");
@@ -222,7 +222,7 @@ impl Place {
     /// ESRCH: it has ended.
     pub fn filters(pidfd: &OwnedFd) -> io::Result<u32> {
         let status = whole(&format!("/proc/{}/status", super::pid_of(pidfd)?))?;
-        super::pid_of(pidfd)?;
+        super::alive(pidfd)?;
         field(&status, "Seccomp_filters").parse().map_err(|_| odd("filters"))
     }
 

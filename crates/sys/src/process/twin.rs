@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::OnceLock;
 
 /// struct prctl_mm_map of linux/prctl.h: what of a process's memory is what.
 #[repr(C)]
@@ -37,6 +38,8 @@ const PR_SET_MM_MAP: libc::c_ulong = 14;
 /// InvalidInput if the caller has more than one thread; EAGAIN at the limit of processes.
 pub fn twin(channel: &OwnedFd) -> io::Result<bool> {
     super::one_thread()?;
+    // The same in all copies, and looked up in none of them.
+    let _ = layout();
     // SAFETY: all-zero is a valid clone_args.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = libc::CLONE_PARENT as u64;
@@ -88,14 +91,22 @@ pub fn rename(argv: &[OsString], env: &[(OsString, OsString)]) -> io::Result<()>
     Ok(())
 }
 
+/// The fields of /proc/self/stat (proc_pid_stat(5)) from the third on: where code, data and stack lie, which a program's exec decides for
+/// good, is among them.
+fn layout() -> io::Result<&'static [u64]> {
+    static FIELDS: OnceLock<Vec<u64>> = OnceLock::new();
+    if let Some(fields) = FIELDS.get() {
+        return Ok(fields);
+    }
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // The second is the name, which may hold anything.
+    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    Ok(FIELDS.get_or_init(|| rest.split_whitespace().map(|word| word.parse().unwrap_or(0)).collect()))
+}
+
 /// PR_SET_MM_MAP (PR_SET_MM(2const)).
 fn show(argv: &[OsString], env: &[(OsString, OsString)]) -> io::Result<()> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // proc_pid_stat(5): field 3 follows the name, which may hold anything.
-    let fields: Vec<u64> = stat
-        .rsplit_once(')')
-        .map(|(_, rest)| rest.split_whitespace().map(|word| word.parse().unwrap_or(0)).collect())
-        .unwrap_or_default();
+    let fields = layout()?;
     let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
     let mut text = Vec::new();
     for argument in argv {

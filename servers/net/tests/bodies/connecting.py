@@ -34,7 +34,7 @@ def raw(call, sock, data, length):
 v4 = struct.pack("=H", socket.AF_INET) + struct.pack("!H4s8x", address[1], socket.inet_aton(LO))
 v6 = struct.pack("=H", socket.AF_INET6) + struct.pack("!HI16sI", address[1], 0, socket.inet_pton(socket.AF_INET6, "::1"), 0)
 for call, name in [(libc.connect, "connect"), (libc.bind, "bind")]:
-    for data, length in [(v4, 16), (v4, 15), (v4, 2), (v4, 0), (v4, -1), (v6, 28), (v6, 24), (v6, 23), (v6, 16), (None, 16), (b"\x01\x00/x", 4)]:
+    for data, length in [(v4, 16), (v4, 15), (v4, 14), (v4, 2), (v4, 0), (v4, -1), (v6, 28), (v6, 24), (v6, 23), (v6, 16), (v6, 14), (None, 16), (b"\x01\x00/x", 4)]:
         for family in (socket.AF_INET, socket.AF_INET6):
             show(name, family, None if data is None else data[0], length, raw(call, socket.socket(family), data, length))
 show("not a socket", outcome(lambda: raw(libc.connect, open("/dev/null"), v4, 16)), raw(libc.bind, open("/dev/null"), v4, 16))
