@@ -122,8 +122,15 @@ impl Mint {
     /// EAGAIN if none is there yet and `wait` is false; EPIPE if the child ended; EMFILE if this process has no room for
     /// all of it.
     pub fn take(&self, wait: bool) -> io::Result<Made> {
-        let made = receive(self.channel.as_fd(), wait)?;
-        if made.sockets.is_empty() { Err(io::Error::from_raw_os_error(libc::EPIPE)) } else { Ok(made) }
+        match receive(self.channel.as_fd(), wait) {
+            Ok(made) if !made.sockets.is_empty() => Ok(made),
+            // It ended and read what it was asked, or did not.
+            Ok(_) => Err(io::Error::from_raw_os_error(libc::EPIPE)),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                Err(io::Error::from_raw_os_error(libc::EPIPE))
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -263,6 +270,29 @@ fn child(channel: &OwnedFd, namespaces: Option<&(OwnedFd, OwnedFd)>, recipes: &[
             if !std::mem::replace(&mut settled, true) {
                 crate::process::release_code();
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_said_whether_or_not_it_had_read_what_it_was_asked() {
+        let recipe = Recipe { family: libc::AF_UNIX, nonblocking: false, mark: 0 };
+        for asked in [true, false] {
+            let mint = Mint::begin(None, &[recipe]).unwrap().mint().unwrap();
+            mint.ask(0).unwrap();
+            assert_eq!(mint.take(true).unwrap().sockets.len(), BATCH);
+            // SAFETY: the child is this test's own and not reaped before the mint is dropped.
+            let signal = |signal| assert_eq!(unsafe { libc::kill(mint.pid, signal) }, 0);
+            signal(libc::SIGSTOP);
+            if asked {
+                mint.ask(0).unwrap();
+            }
+            signal(libc::SIGKILL);
+            assert_eq!(mint.take(true).unwrap_err().raw_os_error(), Some(libc::EPIPE), "asked: {asked}");
         }
     }
 }
