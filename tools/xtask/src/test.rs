@@ -255,6 +255,7 @@ impl Program {
         }
         command.env("HURDLE_BIN", stage.path().join("hurdle")).env("HURDLE_SKIPS", &skips);
         command.env("HURDLE_EXAMPLES", stage.path().join(EXAMPLES)).env("HURDLE_SOURCE", stage.path().join("source"));
+        command.envs(std::env::var_os("HURDLE_DEATHS").map(|often| ("HURDLE_DEATHS", often)));
         if ONCE.contains(&self.name.as_str()) {
             for name in ["CARGO", "CARGO_HOME", "RUSTUP_HOME"] {
                 command.envs(std::env::var_os(name).map(|value| (name, value)));
