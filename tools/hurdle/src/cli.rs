@@ -14,19 +14,32 @@ use crate::cow::OnExit;
 /// Sub-environments whose system servers you choose.
 #[derive(Debug, Parser)]
 #[command(name = "hurdle", version, max_term_width = 110)]
-pub(crate) struct Cli {
+pub(crate) struct Cli<C: Subcommand = Command> {
     /// Print for programs: JSON, one value.
     #[arg(long, global = true)]
     pub(crate) json: bool,
 
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub(crate) command: C,
+}
+
+/// What each environment waits for. To read one of these as one of all commands takes longer than most of what it does.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Launch {
+    /// Run a program (your shell, if you name none) in an environment of its own.
+    Run(Run),
+    /// Serve an interface on a bootstrap channel (what a core starts).
+    #[command(hide = true)]
+    Server {
+        /// The interface.
+        interface: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a program (your shell, if you name none) in an environment of its own.
-    Run(Run),
+    #[command(flatten)]
+    Launch(Launch),
     /// List your environments, and those in them (as `outer/inner`); with a name, one and all about its servers.
     Ls {
         /// The environment.
@@ -114,12 +127,6 @@ pub(crate) enum Command {
     Docs {
         /// `compatibility`.
         page: String,
-    },
-    /// Serve an interface on a bootstrap channel (what a core starts).
-    #[command(hide = true)]
-    Server {
-        /// The interface.
-        interface: String,
     },
     /// Make copies of this process, each to go on as a `hurdle run` (what a core starts for sub-environments).
     #[command(hide = true)]
@@ -290,8 +297,18 @@ fn assignment(text: &str) -> Result<(String, Spec), String> {
     Ok((name.to_string(), spec.parse::<Spec>().map_err(|e| e.to_string())?))
 }
 
+/// Reads a command line. An error is also what was asked for: help, or the version.
+pub(crate) fn read(given: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let arguments = arguments(given);
+    if arguments.get(1).is_some_and(|command| command == "run" || command == "server") {
+        let Cli { json, command } = Cli::<Launch>::try_parse_from(arguments)?;
+        return Ok(Cli { json, command: Command::Launch(command) });
+    }
+    Cli::try_parse_from(arguments)
+}
+
 /// The command line with `kill -9` and `kill -HUP` written as `kill --signal=…`, as kill(1) takes them.
-pub(crate) fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+fn arguments(given: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut given: Vec<OsString> = given.into_iter().collect();
     let is_option = |argument: &OsString| argument.to_string_lossy().starts_with('-');
     let Some(kill) = given.iter().skip(1).position(|argument| !is_option(argument)).map(|at| at + 1) else {
@@ -346,10 +363,30 @@ mod tests {
     }
 
     #[test]
+    fn a_launch_is_read_as_among_all_commands() {
+        for line in [
+            "run",
+            "run --net local --json -- true",
+            "run --help",
+            "run --nothing",
+            "server net",
+            "server",
+            "server --help",
+        ] {
+            let words = || std::iter::once("hurdle").chain(line.split(' ')).map(OsString::from);
+            let said = |read: Result<Cli, clap::Error>| match read {
+                Ok(cli) => format!("{cli:?}"),
+                Err(e) => format!("{} {e}", e.exit_code()),
+            };
+            assert_eq!(said(read(words())), said(Cli::try_parse_from(words())), "{line}");
+        }
+    }
+
+    #[test]
     fn the_command_line_is_sound() {
         <Cli as clap::CommandFactory>::command().debug_assert();
-        let kill = Cli::try_parse_from(arguments(["hurdle", "kill", "-KILL", "web"].map(OsString::from))).unwrap();
+        let kill = read(["hurdle", "kill", "-KILL", "web"].map(OsString::from)).unwrap();
         assert!(matches!(kill.command, Command::Kill { signal: Some(9), .. }));
-        assert!(Cli::try_parse_from(arguments(["hurdle", "kill", "-99", "web"].map(OsString::from))).is_err());
+        assert!(read(["hurdle", "kill", "-99", "web"].map(OsString::from)).is_err());
     }
 }

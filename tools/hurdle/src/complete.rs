@@ -37,7 +37,7 @@ complete -o bashdefault -o default -F _hurdle hurdle
 /// Answers the shell, and ends, if it is one that asks.
 pub(crate) fn answer() {
     if std::env::var_os(VARIABLE).is_some() {
-        CompleteEnv::with_factory(Cli::command).var(VARIABLE).complete();
+        CompleteEnv::with_factory(<Cli>::command).var(VARIABLE).complete();
     }
 }
 

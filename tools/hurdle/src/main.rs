@@ -16,9 +16,8 @@ mod progress;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, Launch};
 use commands::{commit, diff, enter, layers, look, rpc, run, trace};
 use failure::{Failure, OWN};
 use hurdle_proto::core::door::Client as Door;
@@ -33,7 +32,7 @@ fn carry_out(arguments: Vec<OsString>) -> ExitCode {
     let may_ask =
         arguments.get(1).is_some_and(|command| command == "run") && std::env::var_os(run::UNTRAPPED).is_none();
     let door = may_ask.then(hurdle_core::knock).flatten();
-    let done = match Cli::try_parse_from(cli::arguments(arguments)) {
+    let done = match cli::read(arguments) {
         Ok(cli) => perform(cli, door),
         Err(e) if e.use_stderr() => {
             let _ = e.print();
@@ -57,7 +56,7 @@ fn one_heap(serve: fn() -> ExitCode) -> ExitCode {
 fn perform(cli: Cli, door: Option<Door>) -> Result<ExitCode, Failure> {
     let json = cli.json;
     match cli.command {
-        Command::Run(options) => run::run(options, door),
+        Command::Launch(Launch::Run(options)) => run::run(options, door),
         Command::Ls { env } => look::ls(env.as_deref(), json),
         Command::Ps { env } => look::ps(&env, json),
         Command::Enter { env, command } => enter::enter(&env, command),
@@ -77,7 +76,7 @@ fn perform(cli: Cli, door: Option<Door>) -> Result<ExitCode, Failure> {
             "compatibility" => output::print(hurdle_net::compatibility_markdown()),
             _ => Err(Failure::new(page, "no such page; there is compatibility")),
         },
-        Command::Server { interface } => match interface.as_str() {
+        Command::Launch(Launch::Server { interface }) => match interface.as_str() {
             "fs" => Ok(hurdle_fs::serve()),
             "net" => Ok(hurdle_net::serve()),
             "auth" => Ok(one_heap(hurdle_auth::serve)),
@@ -86,7 +85,7 @@ fn perform(cli: Cli, door: Option<Door>) -> Result<ExitCode, Failure> {
         },
         Command::Porter => match hurdle_core::serve_porter(|| {
             // The memory that the next command line takes.
-            let _ = Cli::try_parse_from(["hurdle", "run", "--net", "local", "--", "true"]);
+            let _ = cli::read(["hurdle", "run", "--net", "local", "--", "true"].map(OsString::from));
         })? {
             // A copy of this process, which is to be another command.
             Some(arguments) => Ok(carry_out(arguments)),
