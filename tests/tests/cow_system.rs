@@ -232,6 +232,17 @@ fn make_install_to_usr_local() {
 
 /// Under `--auth same` permissions are the user's own: he changes what is his, and is told that he may not change the rest.
 #[test]
+fn a_walk_finds_what_the_host_has() {
+    // What Python compiles for itself may come meanwhile.
+    let walk = "find /usr -name __pycache__ -prune -o -printf '%p %y %s %m %T@ %l\\n' 2>/dev/null | sort | sha256sum
+        find /usr/bin /usr/lib/*-linux-gnu /usr/share/doc -type f -size -4096k -readable -exec cat {} + | sha256sum";
+    let cow = Cow::watching_system();
+    let native = finish(std::process::Command::new("/bin/sh").args(["-c", walk]), Duration::from_secs(120));
+    assert_eq!(cow.sh(cow::SAME, walk).success().stdout, native.success().stdout);
+    cow.end();
+}
+
+#[test]
 fn who_is_no_root_inside_changes_what_is_his_own() {
     if nix::unistd::geteuid().is_root() {
         return skip(

@@ -12,12 +12,16 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use hurdle_proto::plan::{Layered, MountStep, Place, Plan, Root};
+use hurdle_proto::fs::{CONNECTIONS, PLAIN};
+use hurdle_proto::plan::{CONTENT, Layered, MountStep, Place, Plan, Root};
 use hurdle_sys::memfd;
 use hurdle_sys::mount::{self, Tree};
 
 use crate::inside::Lent;
 use crate::os;
+
+/// Where init has the parent's files, as the fs server shows them, on its stage: the uppermost first.
+const PARTS: [&str; CONNECTIONS.len()] = ["plain", "below"];
 
 /// What the core has made before the clone.
 #[derive(Debug, Default)]
@@ -310,15 +314,20 @@ fn show_frozen(
     layered: &Layered,
     stage: &Path,
 ) -> io::Result<OwnedFd> {
-    let mirrored = |path: &Path| stage.join("below").join(path.strip_prefix("/").unwrap_or(path));
+    let mirrored = |path: &Path| -> Vec<PathBuf> {
+        let path = path.strip_prefix("/").unwrap_or(path);
+        let parts = PARTS.iter().map(|part| stage.join(part).join(path));
+        parts.filter(|path| path.symlink_metadata().is_ok()).collect()
+    };
     let own = match made {
         Some(_) => None,
         None => {
-            let below = match direct {
-                Some(direct) if mirrored(frozen.target).symlink_metadata().is_err() => direct,
-                _ => open(&mirrored(frozen.root))?,
+            let mut parts = match direct {
+                Some(direct) if mirrored(frozen.target).is_empty() => vec![direct],
+                _ => opened(&mirrored(frozen.root))?,
             };
-            Some(overlay(Lower { below: &below, bases: &[], content: &[] }, "", None, layered)?)
+            let below = parts.pop().ok_or(io::ErrorKind::NotFound)?;
+            Some(overlay(Lower { below: &below, bases: &parts, content: &[] }, "", None, layered)?)
         }
     };
     let Some(overlay) = made.or(own.as_ref()) else { return Err(io::ErrorKind::NotFound.into()) };
@@ -441,7 +450,7 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<(
         }
         _ => None,
     };
-    let bases = match layered.mounts.as_slice() {
+    let mut bases = match layered.mounts.as_slice() {
         [mount] if layered.mirrored => opened(&mount.bases).map_err(at("a layer below"))?,
         _ => Vec::new(),
     };
@@ -461,14 +470,20 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<(
         }
         return Ok((root, stage.to_path_buf()));
     }
-    let below = stage.join("below");
-    std::fs::create_dir(&below).map_err(at("no directory on a tmpfs"))?;
-    let (names, content) = readable(content, &below);
-    let (device, fuse) = hurdle_sys::fuse::create("hurdle").map_err(|e| {
-        format!("the parent's files can't be shown through FUSE: {e}; is /dev/fuse there, and may you write to it? (as root: chmod 666 /dev/fuse)")
-    })?;
-    mount::attach(fuse, &below).map_err(at("FUSE can't be attached"))?;
-    let mut attachments = vec![("fuse", device)];
+    let places = PARTS.map(|part| stage.join(part));
+    places.iter().try_for_each(std::fs::create_dir).map_err(at("no directory on a tmpfs"))?;
+    let (names, content) = readable(content, &places[0]);
+    // There is a plain part where files with attributes can be told from those without.
+    let two = names.split(|byte| *byte == 0).any(|name| name == CONTENT.as_bytes());
+    let parts = || places.iter().zip(CONNECTIONS).filter(|(_, names)| two || *names != PLAIN);
+    let mut attachments = Vec::new();
+    for (place, (name, _)) in parts() {
+        let (device, fuse) = hurdle_sys::fuse::create("hurdle").map_err(|e| {
+            format!("the parent's files can't be shown through FUSE: {e}; is /dev/fuse there, and may you write to it? (as root: chmod 666 /dev/fuse)")
+        })?;
+        mount::attach(fuse, place).map_err(at("FUSE can't be attached"))?;
+        attachments.push((name, device));
+    }
     if !content.is_empty() {
         let names = memfd::sealed(c"content", &names).map_err(at("no memory file"))?;
         attachments.push(("content", names));
@@ -484,7 +499,7 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<(
     attach(&attachments).map_err(at("the core is gone"))?;
     // Its connection ends with the core and the server, who alone hold it now. Else what init asks of it when they die, killed,
     // would wait for ever, and nothing could end init.
-    attachments.retain(|(name, _)| *name != "fuse");
+    attachments.retain(|(name, _)| CONNECTIONS.iter().all(|(device, _)| name != device));
     let lent = |name: &str| attachments.iter().find_map(|(other, fd)| (*other == name).then_some(fd));
     let [mount] = layered.mounts.as_slice() else { return Err("a layer that is mirrored has one mount".into()) };
     let layer = own.as_ref().or(lent("layer"));
@@ -493,7 +508,10 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<(
         let upper = mount::path_of(layer).join(&mount.dir).join("upper");
         let _ = std::os::unix::fs::chown(&upper, Some(0), Some(0));
     }
-    let below = open(&below).map_err(at("the parent's files, through FUSE"))?;
+    let shown = parts().map(|(place, _)| open(place)).collect::<io::Result<Vec<_>>>();
+    let shown = shown.map_err(at("the parent's files, through FUSE"))?;
+    bases.extend(shown);
+    let below = bases.pop().ok_or("nothing lies below")?;
     let lower = Lower { below: &below, bases: &bases, content: &content };
     let made = overlay(lower, &mount.dir, layer, layered).and_then(|overlay| mount::attach(overlay, &root));
     made.map_err(at("no overlay on the parent's files"))?;

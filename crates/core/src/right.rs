@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hurdle_proto::core::{RightInfo, RightState, Swapped};
+use hurdle_proto::fs::{CONNECTIONS, SHOWN};
 use hurdle_proto::server::{self, ClientChannel, Grant, Peer, Stock};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Child, Launch};
@@ -178,7 +179,7 @@ impl Right {
 
     /// The fd that becomes readable when a program needs the server.
     pub(crate) fn bell(&self) -> Option<&OwnedFd> {
-        self.trap().or_else(|| self.attachment("fuse"))
+        self.trap().or_else(|| self.attachment(SHOWN.0))
     }
 
     fn attachment(&self, name: &str) -> Option<&OwnedFd> {
@@ -302,7 +303,7 @@ impl Right {
             None => {
                 self.refuse_clients(&why);
                 // The last close ends the connection: who waits for files gets ENOTCONN.
-                self.attachments.retain(|(name, _)| name != "fuse");
+                self.attachments.retain(|(name, _)| CONNECTIONS.iter().all(|(device, _)| name != device));
                 Holder::Failed { reason: why, _refuser: self.refuser() }
             }
         };

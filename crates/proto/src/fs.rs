@@ -16,6 +16,15 @@ pub struct Mount {
     pub options: String,
 }
 
+/// Attachments of the right, by which a server shows the parent's files: a FUSE connection, and the memory file of its nodes.
+pub const SHOWN: (&str, &str) = ("fuse", "nodes");
+
+/// Those of a part that lies above it, if one does: what has no extended attributes.
+pub const PLAIN: (&str, &str) = ("fuse-plain", "nodes-plain");
+
+/// All that there can be, the uppermost first.
+pub const CONNECTIONS: [(&str, &str); 2] = [PLAIN, SHOWN];
+
 hurdle_wire::interface! {
     /// Served by an fs server.
     pub mod fs = 8 {

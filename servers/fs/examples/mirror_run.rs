@@ -3,7 +3,7 @@
 //! for. With `--kills`, the mirror is served by a process of its own that is killed so many times, and followed by another;
 //! with `--swaps`, it is stopped so many times and followed by another in this process.
 //!
-//! `mirror_run [--same | --range] [--runs N] [--kills N | --swaps N] [--hide DIR] [--upper DIR] [--bare] [--no-xattrs] COMMAND…`
+//! `mirror_run [--same | --range] [--runs N] [--kills N | --swaps N] [--hide DIR] [--upper DIR] [--bare] COMMAND…`
 //!
 //! `--bare` leaves out /proc, /dev and /sys.
 
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use hurdle_fs::mirror::{Ids, Mirror, Options};
+use hurdle_fs::mirror::{Ids, Mirror, Options, Part};
 use hurdle_sys::ns::{self, Extent, Namespaces};
 use hurdle_sys::process::{Launch, Until, numbers};
 use hurdle_sys::{fuse, memfd, mount, process, seqpacket};
@@ -27,7 +27,6 @@ struct Wish {
     same: bool,
     range: bool,
     bare: bool,
-    xattrs: bool,
     runs: usize,
     kills: usize,
     swaps: usize,
@@ -64,7 +63,7 @@ fn main() -> Result<()> {
     let options = Options {
         ids: Ids::new(users, groups)?,
         hidden: wish.hide,
-        xattrs: wish.xattrs,
+        part: Part::Whole,
         near: None,
         content: Vec::new(),
     };
@@ -106,7 +105,7 @@ fn serve(maps: &[String]) -> Result<()> {
     let _mirror = Mirror::start(
         process::inherited(3)?,
         process::inherited(4)?,
-        Options { ids, hidden: Vec::new(), xattrs: true, near: None, content: Vec::new() },
+        Options { ids, hidden: Vec::new(), part: Part::Whole, near: None, content: Vec::new() },
     )?;
     loop {
         std::thread::park();
@@ -157,7 +156,6 @@ fn wish() -> Result<Wish> {
         same: false,
         range: false,
         bare: false,
-        xattrs: true,
         runs: 1,
         kills: 0,
         swaps: 0,
@@ -169,7 +167,6 @@ fn wish() -> Result<Wish> {
     while words.peek().is_some_and(|word| word.starts_with("--")) {
         match words.next().unwrap_or_default().as_str() {
             "--same" => wish.same = true,
-            "--no-xattrs" => wish.xattrs = false,
             "--bare" => wish.bare = true,
             "--range" => wish.range = true,
             "--runs" => wish.runs = words.next().unwrap_or_default().parse()?,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use hurdle_proto::fs::{Mount, fs};
+use hurdle_proto::fs::{Mount, PLAIN, SHOWN, fs};
 use hurdle_server::{Borrowed, Reads, Target, confine_files};
 use hurdle_sys::memfd::Mapping;
 use hurdle_sys::ns::Extent;
@@ -17,7 +17,7 @@ use hurdle_sys::process::numbers::EINVAL;
 use hurdle_wire::{Context, Fd, Refused};
 use rustix::fs::fstat;
 
-use crate::mirror::{self, Ids, Mirror};
+use crate::mirror::{self, Ids, Mirror, Part};
 use crate::plan::hidden;
 
 /// Serves until the right is given back.
@@ -25,30 +25,41 @@ pub fn serve() -> ExitCode {
     hurdle_server::run(|borrowed: &mut Borrowed| {
         // It shows files, and lets the kernel write them. Each of its threads has the device for itself.
         let device = Path::new("/dev/fuse");
-        let writes: &[&Path] = if borrowed.has("fuse") { &[device] } else { &[] };
+        let writes: &[&Path] = if borrowed.has(SHOWN.0) { &[device] } else { &[] };
         confine_files(Reads::All, writes)?;
         let init = borrowed.target()?;
         let layer = borrowed.attachment("layer").ok();
-        if let Ok(device) = borrowed.attachment("fuse") {
-            show(borrowed, device, &init)?;
+        if borrowed.has(SHOWN.0) {
+            show(borrowed, &init)?;
         }
         Ok(fs::service(Files { init, layer }))
     })
 }
 
 /// Shows the parent's files to an environment that may not copy them up itself.
-fn show(borrowed: &mut Borrowed, device: OwnedFd, init: &Target) -> Result<(), Refused> {
+fn show(borrowed: &mut Borrowed, init: &Target) -> Result<(), Refused> {
     let extent = |(inside, outside, count)| Extent { inside, outside, count };
     let map = |name| io::Result::Ok(init.map(name)?.into_iter().map(extent).collect());
     let ids = Ids::new(map("uid_map")?, map("gid_map")?)?;
     let hidden = borrowed.spec.single().map(|layer| hidden(layer).collect()).unwrap_or_default();
     let near = Some(Arc::new(init.pidfd().try_clone_to_owned()?));
     let content = borrowed.attachment("content").map_or(Ok(Vec::new()), paths)?;
-    let options = mirror::Options { ids, hidden, xattrs: true, content, near };
-    let mirror = Mirror::start(device, borrowed.attachment("nodes")?, options)?;
+    let options = mirror::Options { ids, hidden, part: Part::Whole, content, near };
+    let two = borrowed.has(PLAIN.0);
+    let mut start = |(device, nodes), part| -> Result<Mirror, Refused> {
+        let options = mirror::Options { part, ..options.clone() };
+        Ok(Mirror::start(borrowed.attachment(device)?, borrowed.attachment(nodes)?, options)?)
+    };
+    let mut mirrors = Vec::new();
+    if two {
+        let plain = start(PLAIN, Part::Plain)?;
+        mirrors.extend([start(SHOWN, Part::Rest(plain.above()))?, plain]);
+    } else {
+        mirrors.push(start(SHOWN, Part::Whole)?);
+    }
     // Any program may need a file at any time.
     borrowed.stay();
-    borrowed.on_return(move || mirror.stop());
+    borrowed.on_return(move || mirrors.into_iter().for_each(Mirror::stop));
     Ok(())
 }
 

@@ -16,7 +16,6 @@ mod progress;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-
 use cli::{Cli, Command, Launch};
 use commands::{commit, diff, enter, layers, look, rpc, run, trace};
 use failure::{Failure, OWN};

@@ -1,5 +1,6 @@
 //! What happens between the clone of init and its last word: the environment comes to stand.
 
+use hurdle_proto::fs::CONNECTIONS;
 use hurdle_sys::memfd;
 use hurdle_sys::process::Place;
 use hurdle_sys::seccomp::Ledger;
@@ -26,9 +27,12 @@ impl Env {
                 // Init mounts nothing on it before the server answers.
                 self.policy.made(layer).map_err(Error::SetUp)?;
             }
-            let nodes = memfd::create(c"hurdle-nodes").map_err(system("no memory for the fs server"))?;
             let right = &mut self.rights[n];
-            right.attachments.extend(lent.into_iter().chain([("nodes".to_string(), nodes)]));
+            for (_, nodes) in CONNECTIONS.iter().filter(|(device, _)| lent.iter().any(|(name, _)| name == device)) {
+                let memory = memfd::create(c"hurdle-nodes").map_err(system("no memory for the fs server"))?;
+                right.attachments.push((nodes.to_string(), memory));
+            }
+            right.attachments.extend(lent);
             right.holder = Holder::Lent(borrower);
             self.hand_over(n);
         }

@@ -24,6 +24,11 @@ pub(super) const REDIRECT: &[u8] = b"user.overlay.redirect";
 /// Bytes of the largest file of [`CONTENT`] that is not worth it: the kernel reads as many at a time.
 const SMALL: u64 = 128 << 10;
 
+/// Whether a file of [`CONTENT`] is worth it.
+pub(super) fn is_large(mode: u32, size: i64) -> bool {
+    FileType::from_raw_mode(mode) == FileType::RegularFile && size.cast_unsigned() > SMALL
+}
+
 /// The same of other directories.
 const SHORT: u64 = 8 << 20;
 

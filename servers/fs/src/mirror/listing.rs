@@ -10,9 +10,10 @@ use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
 use rustix::fs::{FileType, RawDir, SeekFrom, fstat};
 use rustix::io::Errno;
 
+use super::part::{self, Part};
 use super::places::lock;
-use super::show::{NO_CHILDREN, NO_LIST, Shown};
-use super::table::{Id, Node};
+use super::show::{LEADS, NO_CHILDREN, NO_LIST, Shown};
+use super::table::{Id, Node, ROOT};
 use super::tree::{Tree, dtype, entry};
 
 /// What a directory's listing is read into at a time.
@@ -69,6 +70,11 @@ impl Prepared {
 }
 
 impl Tree {
+    /// Whether an entry of a directory can be of this part.
+    fn is_of_part(&self, id: Id, name: &[u8]) -> bool {
+        !matches!(self.part(), Part::Plain) || id != ROOT || matches!(name, b"." | b"..") || part::is_content(name)
+    }
+
     /// Calls `each` for the entries after `offset`: name, type, inode number, offset of the next; until it says `false`.
     pub(super) fn list(
         &self,
@@ -77,7 +83,7 @@ impl Tree {
         offset: u64,
         mut each: impl FnMut(&[u8], FileType, u64, u64) -> bool,
     ) -> Result<(), Errno> {
-        if node.facts.flags & NO_LIST != 0 {
+        if node.facts.flags & NO_LIST != 0 || self.is_listed_above(node) {
             for (at, name) in [b".".as_slice(), b".."].into_iter().enumerate().skip(offset as usize) {
                 if !each(name, FileType::Directory, u64::from(id), at as u64 + 1) {
                     break;
@@ -102,6 +108,10 @@ impl Tree {
             };
             let entry = entry?;
             let next = entry.next_entry_cookie();
+            if !self.is_of_part(id, entry.file_name().to_bytes()) {
+                reached = next;
+                continue;
+            }
             let inode = self.show().inode(device, entry.ino());
             if !each(entry.file_name().to_bytes(), entry.file_type(), inode, next) {
                 break;
@@ -135,10 +145,13 @@ impl Tree {
             let place = self.places().directory(id)?;
             let parent = self.parent(id, node)?;
             let files = self.looks().wanted();
-            let shows = |item: &&mut Item| item.name != b"." && item.name != b".." && (files || !item.is_file());
+            // Where each leads is asked when somebody goes there.
+            let marked = node.facts.flags & LEADS != 0;
+            let wanted = |item: &Item| if item.is_file() { files } else { !marked };
+            let shows = |item: &&mut Item| item.name != b"." && item.name != b".." && wanted(item);
             for item in items.iter_mut().filter(shows) {
                 // What can't be looked at is listed all the same: without a number, so that it is looked up by itself.
-                item.shown = self.show().child(place.as_fd(), &parent, &item.name).ok();
+                item.shown = self.child(place.as_fd(), id, &parent, &item.name).ok();
             }
         }
         Ok(items)

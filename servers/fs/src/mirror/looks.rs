@@ -15,7 +15,7 @@ use super::table::Id;
 /// Directories that were listed last without their files' looks.
 const BARE: usize = 64;
 /// One of so many listings leaves them out though they are wanted.
-const PROBE: u32 = 24;
+const PROBE: u32 = 64;
 /// So many of these may miss nothing.
 const UNMISSED: u32 = 2;
 

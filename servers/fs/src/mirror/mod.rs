@@ -23,6 +23,8 @@
 //! asks the kernel to send again what was not answered (Linux
 //! 6.9; before that, who waited for a server that died waits for ever). All requests only read, so a second answer is as good as the first.
 //!
+//! **In two parts.** Where content is not read here, two mirrors show the host, so that fewer questions are asked (`part`).
+//!
 //! `table`: nodes; `places`: from a node to an open file; `show`: attributes; `tree`, `listing`: requests; `ahead`: what will
 //! be asked for next; `ids`, `made_up`.
 
@@ -32,6 +34,7 @@ mod ids;
 mod listing;
 mod looks;
 mod made_up;
+mod part;
 mod places;
 mod show;
 mod table;
@@ -57,6 +60,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use content::Content;
 pub use ids::Ids;
+pub use part::{Above, Part};
 use places::{Places, lock};
 use show::Show;
 use table::Table;
@@ -99,10 +103,8 @@ pub struct Options {
     pub ids: Ids,
     /// Directories of the host that are shown empty, besides /proc, /sys and /dev. Absolute.
     pub hidden: Vec<PathBuf>,
-    /// Whether extended attributes of the host's files are shown. An overlay looks for its own on each file that it comes upon
-    /// for the first time, which is most of what a first walk costs; where there are none it asks once. Files copied up
-    /// then lose theirs (user.*, capabilities).
-    pub xattrs: bool,
+    /// Which part of the files.
+    pub part: Part,
     /// A pidfd of the process that asks first; if it stays on one CPU for the time, it is answered there.
     pub near: Option<Arc<OwnedFd>>,
     /// Directories of whose large files the overlay above reads the content by itself.
@@ -155,7 +157,7 @@ impl Mirror {
         let adopted = table.adopted();
         let show = Show::new(options.ids, &options.hidden)?;
         let content = Content::new(&options.content);
-        let tree = Arc::new(Tree::new(Places::new(table)?, show, options.xattrs, content));
+        let tree = Arc::new(Tree::new(Places::new(table)?, show, options.part, content));
         let shared = Arc::new(Shared {
             device,
             server: Server::new(tree.clone()),
@@ -179,6 +181,11 @@ impl Mirror {
     /// Ends serving: what is being answered is answered, the rest stays with the connection for a successor.
     pub fn stop(self) {
         drop(self);
+    }
+
+    /// What a mirror of the rest has to know of this one, a plain one.
+    pub fn above(&self) -> Above {
+        Above(self.shared.tree.clone())
     }
 
     /// How many requests of each kind were served, those that came at all.

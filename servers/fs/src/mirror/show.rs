@@ -29,6 +29,9 @@ pub(super) const ON_THE_WAY: u8 = 16;
 /// Below it, a file that the user can't read is an empty one.
 pub(super) const LENIENT: u8 = 32;
 
+/// A directory that leads to files which the plain part leaves to the rest: see [`Part`](super::Part).
+pub(super) const LEADS: u8 = 64;
+
 /// Which file a directory is that is empty because of its path.
 const FIXED: u32 = 0;
 

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,8 +17,9 @@ use super::ahead::Ahead;
 use super::content::{self, Content};
 use super::looks::Looks;
 use super::made_up::{self, Sham};
+use super::part::{self, Part};
 use super::places::{Open, Places, gone, lock};
-use super::show::{self, HOLLOW, MADE_UP, NO_CHILDREN, ON_THE_WAY, Parent, Show};
+use super::show::{self, HOLLOW, LEADS, MADE_UP, NO_CHILDREN, NO_LIST, ON_THE_WAY, Parent, Show, Shown};
 use super::table::{Id, Node, ROOT};
 
 /// How long the kernel may take for granted what it was told. It asks again after that, or when it was told to.
@@ -48,20 +49,20 @@ pub(super) struct Tree {
     show: Show,
     ahead: Ahead,
     looks: Looks,
-    xattrs: bool,
+    part: Part,
     content: Content,
     /// Files that are not what the kernel was told last.
     changed: Mutex<Vec<Id>>,
 }
 
 impl Tree {
-    pub(super) fn new(places: Places, show: Show, xattrs: bool, content: Content) -> Tree {
+    pub(super) fn new(places: Places, show: Show, part: Part, content: Content) -> Tree {
         Tree {
             places,
             show,
             ahead: Ahead::default(),
             looks: Looks::default(),
-            xattrs,
+            part,
             content,
             changed: Mutex::new(Vec::new()),
         }
@@ -77,6 +78,10 @@ impl Tree {
 
     pub(super) fn ahead(&self) -> &Ahead {
         &self.ahead
+    }
+
+    pub(super) fn part(&self) -> &Part {
+        &self.part
     }
 
     pub(super) fn looks(&self) -> &Looks {
@@ -112,7 +117,7 @@ impl Tree {
             return Ok(nothing());
         }
         let place = self.places.directory(id)?;
-        match self.show.child(place.as_fd(), &self.parent(id, &node)?, name) {
+        match self.child(place.as_fd(), id, &self.parent(id, &node)?, name) {
             Ok(shown) => {
                 if shown.facts.kind != dtype(FileType::Directory) {
                     self.looks.looked_up(id);
@@ -121,9 +126,66 @@ impl Tree {
                 let (inode, generation) = number.ok_or(Errno::NOMEM)?;
                 Ok(entry(inode, generation, shown.attributes))
             }
+            // What another part shows may be this one's later.
+            Err(Errno::REMOTE) => Ok(Entry::default()),
             Err(Errno::NOENT) => Ok(nothing()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Looks at `name` in `place`, the directory `id` that is `parent`. EREMOTE: it is in another part.
+    pub(super) fn child(&self, place: BorrowedFd<'_>, id: Id, parent: &Parent, name: &[u8]) -> Result<Shown, Errno> {
+        let mut shown = self.show.child(place, parent, name)?;
+        let marked = parent.flags & LEADS != 0;
+        let is_directory = shown.facts.kind == dtype(FileType::Directory);
+        let empty = shown.facts.flags & (NO_CHILDREN | NO_LIST) != 0;
+        let leads = match &self.part {
+            Part::Whole => return Ok(shown),
+            _ if id == ROOT => is_directory && !empty && part::is_content(name),
+            Part::Plain if !is_directory => {
+                if marked && (self.is_elsewhere(place, id, name, &shown)? || part::has_attributes(place, name)) {
+                    return Err(Errno::REMOTE);
+                }
+                false
+            }
+            Part::Plain => marked && !empty && self.stays_marked(place, id, name, &shown)?,
+            Part::Rest(above) if marked && is_directory => {
+                let path = self.path(id)?;
+                if above.has_all(path.split(|byte| *byte == b'/').skip(1).chain([name])) {
+                    return Err(Errno::REMOTE);
+                }
+                true
+            }
+            Part::Rest(_) => false,
+        };
+        if matches!(self.part, Part::Plain) && id == ROOT && !leads {
+            return Err(Errno::NOENT);
+        }
+        shown.facts.flags |= if leads { LEADS } else { 0 };
+        Ok(shown)
+    }
+
+    /// Whether a directory is marked: as the kernel was told of it before, or else as it is judged now.
+    fn stays_marked(&self, place: BorrowedFd<'_>, parent: Id, name: &[u8], shown: &Shown) -> Result<bool, Errno> {
+        let table = self.places.table();
+        let known = table.find(parent, name).and_then(|id| table.get(id));
+        drop(table);
+        match known.filter(|node| node.facts.file == shown.facts.file) {
+            Some(node) => Ok(node.facts.flags & LEADS != 0),
+            None => Ok(part::leads(place, &self.path(parent)?, name)),
+        }
+    }
+
+    /// Whether a file's content is elsewhere.
+    fn is_elsewhere(&self, place: BorrowedFd<'_>, directory: Id, name: &[u8], shown: &Shown) -> Result<bool, Errno> {
+        let whole = shown.facts.flags & (HOLLOW | MADE_UP) == 0;
+        let found = || self.content.path(place, &self.path(directory)?, name, shown.facts.file);
+        Ok(whole && content::is_large(shown.attributes.st_mode, shown.attributes.st_size) && found()?.is_some())
+    }
+
+    /// Whether the names of a directory are listed by the part above.
+    pub(super) fn is_listed_above(&self, node: &Node) -> bool {
+        matches!(self.part, Part::Rest(_)) && node.facts.flags & LEADS != 0
     }
 
     fn attributes(&self, id: Id) -> Result<stat64, Errno> {
@@ -281,7 +343,7 @@ impl FileSystem for Tree {
     }
 
     fn getxattr(&self, _: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
-        if !self.xattrs {
+        if matches!(self.part, Part::Plain) {
             // As with `open`.
             return Err(Errno::NOSYS.into());
         }
@@ -310,7 +372,7 @@ impl FileSystem for Tree {
     }
 
     fn listxattr(&self, _: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
-        if !self.xattrs {
+        if matches!(self.part, Part::Plain) {
             return Err(Errno::NOSYS.into());
         }
         let id = id(inode)?;
