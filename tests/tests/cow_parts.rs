@@ -165,6 +165,25 @@ fn parts_of_read_only_files() {
     cow.hurdle.assert_nothing_left();
 }
 
+/// Large files of /usr have their content past the fs server, where that shows them.
+#[test]
+fn read_only_parts_of_usr() {
+    let cow = Cow::watching::<&str>(&[], nest);
+    let script = "sum() { cat /usr/bin/bash /usr/bin/env /usr/share/doc/bash/* 2>/dev/null | sha256sum; }; sum
+        for path in /usr/bin/bash /usr/bin/new; do { true >> $path; } 2>/dev/null && echo wrote $path || :; done";
+    let native =
+        finish(Command::new("/bin/sh").args(["-c", script.lines().next().expect("one")]), Duration::from_secs(10));
+    let native = native.success().stdout.clone();
+    for part in ["/usr", "/usr/bin", "/usr/bin/bash,ro=/usr/bin/env"] {
+        for auth in ["same", "root"] {
+            let seen = run(&cow, &format!("cow,ro={part}"), auth, script).success().stdout.clone();
+            let seen = seen.replace("wrote /usr/bin/new\n", "");
+            assert_eq!(seen, native, "{part} {auth}");
+        }
+    }
+    cow.end();
+}
+
 /// Who hides a link means what it leads to: the secret is not to be read by any name.
 #[test]
 fn what_is_hidden_has_no_other_name() {

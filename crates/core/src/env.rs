@@ -435,9 +435,7 @@ impl Env {
             if let Some(channel) = right.guest() {
                 watch(Source::Released(n), channel.as_fd(), Until::Ended);
             }
-            if right.waits()
-                && let Some(bell) = right.bell()
-            {
+            for bell in right.bells().filter(|_| right.waits()) {
                 watch(Source::Activate(n), bell.as_fd(), Until::Readable);
             }
             for (m, client) in right.clients.iter().enumerate() {

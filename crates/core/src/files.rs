@@ -157,6 +157,10 @@ fn mask(layered: &Layered, root: &Path, all: &[&Path], shown: &[&Path]) -> io::R
     Ok(Some(mask))
 }
 
+fn device(path: &str) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|found| found.dev())
+}
+
 fn opened(paths: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
     paths.iter().map(|path| open(path)).collect()
 }
@@ -255,11 +259,11 @@ pub(crate) fn set_up(plan: &Plan, prepared: &Prepared, attach: Attach<'_>) -> Re
             Some(root.clone())
         }
         Root::Layered(layered) => {
-            let (root, stage) = stand(layered, prepared, attach)?;
+            let Stand { root, stage, content } = stand(layered, prepared, attach)?;
             let steps = plan.mounts.iter().zip(&mut held).filter_map(|(step, held)| Some((frozen(step)?, held)));
             for (n, (frozen, held)) in steps.enumerate() {
                 let made = prepared.frozen.get(n).and_then(|made| made.first()).map(|(_, overlay)| overlay);
-                let shown = show_frozen(frozen, held.take(), made, layered, &stage);
+                let shown = show_frozen(frozen, held.take(), made, layered, (&stage, &content));
                 *held = Some(shown.map_err(|e| format!("{} can't be shown: {e}", frozen.target.display()))?);
             }
             Some(root)
@@ -312,7 +316,7 @@ fn show_frozen(
     direct: Option<OwnedFd>,
     made: Option<&OwnedFd>,
     layered: &Layered,
-    stage: &Path,
+    (stage, content): (&Path, &[OwnedFd]),
 ) -> io::Result<OwnedFd> {
     let mirrored = |path: &Path| -> Vec<PathBuf> {
         let path = path.strip_prefix("/").unwrap_or(path);
@@ -327,7 +331,7 @@ fn show_frozen(
                 _ => opened(&mirrored(frozen.root))?,
             };
             let below = parts.pop().ok_or(io::ErrorKind::NotFound)?;
-            Some(overlay(Lower { below: &below, bases: &parts, content: &[] }, "", None, layered)?)
+            Some(overlay(Lower { below: &below, bases: &parts, content }, "", None, layered)?)
         }
     };
     let Some(overlay) = made.or(own.as_ref()) else { return Err(io::ErrorKind::NotFound.into()) };
@@ -438,8 +442,17 @@ fn readable(directories: Vec<(&Path, OwnedFd)>, empty: &Path) -> (Vec<u8>, Vec<O
     (names, found)
 }
 
-/// Makes a layered root; where it stands, and where what it is made of does. All that it is made of lies on a tmpfs that goes with the old root.
-fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<(PathBuf, PathBuf), String> {
+/// A layered root.
+struct Stand {
+    root: PathBuf,
+    /// What it is made of: a tmpfs that goes with the old root.
+    stage: PathBuf,
+    /// See [`readable`].
+    content: Vec<OwnedFd>,
+}
+
+/// Makes a layered root.
+fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<Stand, String> {
     let at = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
     let stage = ["/tmp", "/run", "/mnt", "/usr"].iter().map(Path::new).find(|path| path.is_dir());
     let stage = stage.ok_or("the parent has none of /tmp, /run, /mnt and /usr, one of which init works on")?;
@@ -468,13 +481,14 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<(
             };
             attached.map_err(|e| format!("the overlay on {} can't be attached: {e}", mount.at.display()))?;
         }
-        return Ok((root, stage.to_path_buf()));
+        return Ok(Stand { root, stage: stage.to_path_buf(), content: Vec::new() });
     }
     let places = PARTS.map(|part| stage.join(part));
     places.iter().try_for_each(std::fs::create_dir).map_err(at("no directory on a tmpfs"))?;
     let (names, content) = readable(content, &places[0]);
-    // There is a plain part where files with attributes can be told from those without.
-    let two = names.split(|byte| *byte == 0).any(|name| name == CONTENT.as_bytes());
+    // With a plain part, if the numbers of files then still tell that all are of one file system.
+    let on_root = || Some(device(CONTENT)? == device("/")?);
+    let two = names.split(|byte| *byte == 0).any(|name| name == CONTENT.as_bytes()) && on_root() == Some(true);
     let parts = || places.iter().zip(CONNECTIONS).filter(|(_, names)| two || *names != PLAIN);
     let mut attachments = Vec::new();
     for (place, (name, _)) in parts() {
@@ -515,5 +529,5 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<(
     let lower = Lower { below: &below, bases: &bases, content: &content };
     let made = overlay(lower, &mount.dir, layer, layered).and_then(|overlay| mount::attach(overlay, &root));
     made.map_err(at("no overlay on the parent's files"))?;
-    Ok((root, stage.to_path_buf()))
+    Ok(Stand { root, stage: stage.to_path_buf(), content })
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hurdle_proto::core::{RightInfo, RightState, Swapped};
-use hurdle_proto::fs::{CONNECTIONS, SHOWN};
+use hurdle_proto::fs::CONNECTIONS;
 use hurdle_proto::server::{self, ClientChannel, Grant, Peer, Stock};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Child, Launch};
@@ -177,9 +177,9 @@ impl Right {
         self.attachment("trap")
     }
 
-    /// The fd that becomes readable when a program needs the server.
-    pub(crate) fn bell(&self) -> Option<&OwnedFd> {
-        self.trap().or_else(|| self.attachment(SHOWN.0))
+    /// The fds that become readable when a program needs the server.
+    pub(crate) fn bells(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.trap().into_iter().chain(CONNECTIONS.iter().filter_map(|(device, _)| self.attachment(device)))
     }
 
     fn attachment(&self, name: &str) -> Option<&OwnedFd> {
@@ -188,7 +188,7 @@ impl Right {
 
     /// Whether somebody may wait for an answer already: a trap that a dead server had received, or a client.
     pub(crate) fn awaited(&self) -> bool {
-        self.bell().is_some() || !self.clients.is_empty()
+        self.bells().next().is_some() || !self.clients.is_empty()
     }
 
     /// Whether the next message or trap should start a server. While a successor is on its way it is for him.

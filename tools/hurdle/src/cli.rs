@@ -25,6 +25,7 @@ pub(crate) struct Cli<C: Subcommand = Command> {
 
 /// What each environment waits for. To read one of these as one of all commands takes longer than most of what it does.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one")]
 pub(crate) enum Launch {
     /// Run a program (your shell, if you name none) in an environment of its own.
     Run(Run),

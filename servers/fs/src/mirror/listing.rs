@@ -31,6 +31,8 @@ pub(super) struct Item {
     next: u64,
     /// What it looks like, if that could be seen.
     shown: Option<Shown>,
+    /// Another part shows it.
+    elsewhere: bool,
 }
 
 impl Item {
@@ -137,7 +139,7 @@ impl Tree {
             let fits = length(name) <= left;
             if fits {
                 left -= length(name);
-                items.push(Item { name: name.to_vec(), kind, inode, next, shown: None });
+                items.push(Item { name: name.to_vec(), kind, inode, next, shown: None, elsewhere: false });
             }
             fits
         })?;
@@ -151,7 +153,9 @@ impl Tree {
             let shows = |item: &&mut Item| item.name != b"." && item.name != b".." && wanted(item);
             for item in items.iter_mut().filter(shows) {
                 // What can't be looked at is listed all the same: without a number, so that it is looked up by itself.
-                item.shown = self.child(place.as_fd(), id, &parent, &item.name).ok();
+                let shown = self.child(place.as_fd(), id, &parent, &item.name);
+                item.elsewhere = matches!(shown, Err(Errno::REMOTE));
+                item.shown = shown.ok();
             }
         }
         Ok(items)
@@ -187,7 +191,7 @@ impl Tree {
                 gathered.as_mut_slice()
             }
         };
-        if items.iter().any(|item| item.shown.is_none() && item.is_file()) {
+        if items.iter().any(|item| item.shown.is_none() && !item.elsewhere && item.is_file()) {
             self.looks().left_out(id);
         }
         let (mut left, mut directories) = (size as usize, Vec::new());

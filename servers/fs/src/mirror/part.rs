@@ -6,7 +6,7 @@
 //!
 //! The overlay looks into the plain part first. There a directory that leads to such files is marked ([`LEADS`]), for as long as the
 //! kernel knows it: in it they are not found, and so are looked for in the rest, which has all of it. No other directory of [`CONTENT`]
-//! is in the rest. It is asked right after the plain part, whose word it takes: so nothing is in neither.
+//! is in the rest. It is asked right after the plain part, whose word it takes, and shows whole what that does not know: so nothing is in neither.
 
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
@@ -38,16 +38,16 @@ pub enum Part {
 pub struct Above(pub(super) Arc<Tree>);
 
 impl Above {
-    /// Whether it shows all of the directory at this path. What it does not know it may have left out.
-    pub(super) fn has_all<'a>(&self, path: impl IntoIterator<Item = &'a [u8]>) -> bool {
+    /// Whether the directory at this path is marked; `None`: it is not known.
+    pub(super) fn leads<'a>(&self, path: impl IntoIterator<Item = &'a [u8]>) -> Option<bool> {
         let table = self.0.places().table();
-        let found = path.into_iter().try_fold(ROOT, |parent, name| table.find(parent, name));
-        found.and_then(|id| table.get(id)).is_some_and(|node| node.facts.flags & LEADS == 0)
+        let found = path.into_iter().try_fold(ROOT, |parent, name| table.find(parent, name))?;
+        table.get(found).map(|node| node.facts.flags & LEADS != 0)
     }
 }
 
 /// Names of attributes that say nothing of the file itself: all have them where there is such a thing.
-const OF_ALL: &[&[u8]] = &[b"security.selinux", b"security.SMACK64"];
+const OF_ALL: &[&[u8]] = &[b"security.selinux", b"security.SMACK64", b"security.ima", b"security.evm"];
 
 /// So many entries below a directory are looked at, to see where it leads. Large files of one that leads nowhere, as far as that, can be
 /// read as small ones are.
@@ -73,7 +73,7 @@ pub(super) fn leads(place: BorrowedFd<'_>, parent: &[u8], name: &[u8]) -> bool {
     let mut next = VecDeque::from([name.to_vec()]);
     while let Some(path) = next.pop_front() {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let beneath = ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
+        let beneath = ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH | ResolveFlags::NO_XDEV;
         let Ok(directory) = openat2(place, &*path, flags, Mode::empty(), beneath) else { continue };
         let mut buffer = [MaybeUninit::uninit(); 8 << 10];
         let mut entries = RawDir::new(&directory, &mut buffer);
@@ -83,12 +83,17 @@ pub(super) fn leads(place: BorrowedFd<'_>, parent: &[u8], name: &[u8]) -> bool {
                 continue;
             }
             seen += 1;
-            let look = || statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW);
-            let large = || look().is_ok_and(|stat| is_large(stat.st_mode, stat.st_size));
-            match entry.file_type() {
-                FileType::RegularFile if large() => return true,
-                FileType::Directory => next.push_back([&*path, b"/", name.to_bytes()].concat()),
-                _ => {}
+            let mut kind = entry.file_type();
+            if matches!(kind, FileType::RegularFile | FileType::Unknown)
+                && let Ok(stat) = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT)
+            {
+                if is_large(stat.st_mode, stat.st_size) {
+                    return true;
+                }
+                kind = FileType::from_raw_mode(stat.st_mode);
+            }
+            if kind == FileType::Directory {
+                next.push_back([&*path, b"/", name.to_bytes()].concat());
             }
             if seen == FEW {
                 return false;

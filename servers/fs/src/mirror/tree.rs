@@ -126,8 +126,9 @@ impl Tree {
                 let (inode, generation) = number.ok_or(Errno::NOMEM)?;
                 Ok(entry(inode, generation, shown.attributes))
             }
-            // What another part shows may be this one's later.
+            // What another part shows may be this one's later, and what is in neither may come in both: they are to be asked again at a time.
             Err(Errno::REMOTE) => Ok(Entry::default()),
+            Err(Errno::NOENT) if self.is_listed_above(&node) => Ok(Entry::default()),
             Err(Errno::NOENT) => Ok(nothing()),
             Err(error) => Err(error),
         }
@@ -148,13 +149,15 @@ impl Tree {
                 }
                 false
             }
-            Part::Plain => marked && !empty && self.stays_marked(place, id, name, &shown)?,
+            Part::Plain => marked && self.stays_marked(place, id, name, &shown, empty)?,
             Part::Rest(above) if marked && is_directory => {
                 let path = self.path(id)?;
-                if above.has_all(path.split(|byte| *byte == b'/').skip(1).chain([name])) {
-                    return Err(Errno::REMOTE);
+                match above.leads(path.split(|byte| *byte == b'/').skip(1).chain([name])) {
+                    Some(false) => return Err(Errno::REMOTE),
+                    Some(true) => true,
+                    // It lists nothing of it either.
+                    None => false,
                 }
-                true
             }
             Part::Rest(_) => false,
         };
@@ -166,13 +169,20 @@ impl Tree {
     }
 
     /// Whether a directory is marked: as the kernel was told of it before, or else as it is judged now.
-    fn stays_marked(&self, place: BorrowedFd<'_>, parent: Id, name: &[u8], shown: &Shown) -> Result<bool, Errno> {
+    fn stays_marked(
+        &self,
+        place: BorrowedFd<'_>,
+        parent: Id,
+        name: &[u8],
+        shown: &Shown,
+        empty: bool,
+    ) -> Result<bool, Errno> {
         let table = self.places.table();
         let known = table.find(parent, name).and_then(|id| table.get(id));
         drop(table);
         match known.filter(|node| node.facts.file == shown.facts.file) {
             Some(node) => Ok(node.facts.flags & LEADS != 0),
-            None => Ok(part::leads(place, &self.path(parent)?, name)),
+            None => Ok(!empty && part::leads(place, &self.path(parent)?, name)),
         }
     }
 
