@@ -230,7 +230,6 @@ fn make_install_to_usr_local() {
     cow.end();
 }
 
-/// Under `--auth same` permissions are the user's own: he changes what is his, and is told that he may not change the rest.
 #[test]
 fn a_walk_finds_what_the_host_has() {
     // What Python compiles for itself may come meanwhile.
@@ -242,6 +241,7 @@ fn a_walk_finds_what_the_host_has() {
     cow.end();
 }
 
+/// Under `--auth same` permissions are the user's own: he changes what is his, and is told that he may not change the rest.
 #[test]
 fn who_is_no_root_inside_changes_what_is_his_own() {
     if nix::unistd::geteuid().is_root() {

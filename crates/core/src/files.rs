@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use hurdle_proto::fs::{CONNECTIONS, PLAIN};
+use hurdle_proto::fs::{CONNECTIONS, PLAIN, is_connection};
 use hurdle_proto::plan::{CONTENT, Layered, MountStep, Place, Plan, Root};
 use hurdle_sys::memfd;
 use hurdle_sys::mount::{self, Tree};
@@ -487,8 +487,7 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<S
     places.iter().try_for_each(std::fs::create_dir).map_err(at("no directory on a tmpfs"))?;
     let (names, content) = readable(content, &places[0]);
     // With a plain part, if the numbers of files then still tell that all are of one file system.
-    let on_root = || Some(device(CONTENT)? == device("/")?);
-    let two = names.split(|byte| *byte == 0).any(|name| name == CONTENT.as_bytes()) && on_root() == Some(true);
+    let two = names.split(|byte| *byte == 0).any(|name| name == CONTENT.as_bytes()) && device(CONTENT) == device("/");
     let parts = || places.iter().zip(CONNECTIONS).filter(|(_, names)| two || *names != PLAIN);
     let mut attachments = Vec::new();
     for (place, (name, _)) in parts() {
@@ -513,7 +512,7 @@ fn stand(layered: &Layered, prepared: &Prepared, attach: Attach<'_>) -> Result<S
     attach(&attachments).map_err(at("the core is gone"))?;
     // Its connection ends with the core and the server, who alone hold it now. Else what init asks of it when they die, killed,
     // would wait for ever, and nothing could end init.
-    attachments.retain(|(name, _)| CONNECTIONS.iter().all(|(device, _)| name != device));
+    attachments.retain(|(name, _)| !is_connection(name));
     let lent = |name: &str| attachments.iter().find_map(|(other, fd)| (*other == name).then_some(fd));
     let [mount] = layered.mounts.as_slice() else { return Err("a layer that is mirrored has one mount".into()) };
     let layer = own.as_ref().or(lent("layer"));

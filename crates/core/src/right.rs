@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hurdle_proto::core::{RightInfo, RightState, Swapped};
-use hurdle_proto::fs::CONNECTIONS;
+use hurdle_proto::fs::{CONNECTIONS, is_connection};
 use hurdle_proto::server::{self, ClientChannel, Grant, Peer, Stock};
 use hurdle_proto::spec::Spec;
 use hurdle_sys::process::{self, Child, Launch};
@@ -303,7 +303,7 @@ impl Right {
             None => {
                 self.refuse_clients(&why);
                 // The last close ends the connection: who waits for files gets ENOTCONN.
-                self.attachments.retain(|(name, _)| CONNECTIONS.iter().all(|(device, _)| name != device));
+                self.attachments.retain(|(name, _)| !is_connection(name));
                 Holder::Failed { reason: why, _refuser: self.refuser() }
             }
         };

@@ -25,6 +25,11 @@ pub const PLAIN: (&str, &str) = ("fuse-plain", "nodes-plain");
 /// All that there can be, the uppermost first.
 pub const CONNECTIONS: [(&str, &str); 2] = [PLAIN, SHOWN];
 
+/// Whether an attachment of this name is one of the connections.
+pub fn is_connection(name: &str) -> bool {
+    CONNECTIONS.iter().any(|(device, _)| *device == name)
+}
+
 hurdle_wire::interface! {
     /// Served by an fs server.
     pub mod fs = 8 {

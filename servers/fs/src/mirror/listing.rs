@@ -10,10 +10,9 @@ use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
 use rustix::fs::{FileType, RawDir, SeekFrom, fstat};
 use rustix::io::Errno;
 
-use super::part::{self, Part};
 use super::places::lock;
 use super::show::{LEADS, NO_CHILDREN, NO_LIST, Shown};
-use super::table::{Id, Node, ROOT};
+use super::table::{Id, Node};
 use super::tree::{Tree, dtype, entry};
 
 /// What a directory's listing is read into at a time.
@@ -72,11 +71,6 @@ impl Prepared {
 }
 
 impl Tree {
-    /// Whether an entry of a directory can be of this part.
-    fn is_of_part(&self, id: Id, name: &[u8]) -> bool {
-        !matches!(self.part(), Part::Plain) || id != ROOT || matches!(name, b"." | b"..") || part::is_content(name)
-    }
-
     /// Calls `each` for the entries after `offset`: name, type, inode number, offset of the next; until it says `false`.
     pub(super) fn list(
         &self,

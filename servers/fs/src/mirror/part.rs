@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use hurdle_proto::plan::CONTENT;
@@ -18,6 +18,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, openat2,
 use rustix::io::Errno;
 
 use super::content::is_large;
+use super::places::path_in;
 use super::show::LEADS;
 use super::table::ROOT;
 use super::tree::Tree;
@@ -105,10 +106,9 @@ pub(super) fn leads(place: BorrowedFd<'_>, parent: &[u8], name: &[u8]) -> bool {
 
 /// Whether a file has extended attributes of its own.
 pub(super) fn has_attributes(place: BorrowedFd<'_>, name: &[u8]) -> bool {
-    let path = [format!("/proc/self/fd/{}/", place.as_raw_fd()).as_bytes(), name].concat();
     let mut names = [0; 1024];
     let own = |name: &[u8]| !name.is_empty() && !OF_ALL.contains(&name);
-    match rustix::fs::llistxattr(path, &mut names) {
+    match rustix::fs::llistxattr(path_in(place, name), &mut names) {
         Ok(len) => names[..len].split(|byte| *byte == 0).any(own),
         Err(error) => error == Errno::RANGE,
     }

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -173,7 +173,7 @@ impl Places {
         &self,
         id: Id,
         node: &Node,
-        act: impl FnOnce(std::os::fd::BorrowedFd<'_>, &[u8]) -> Result<T, Errno>,
+        act: impl FnOnce(BorrowedFd<'_>, &[u8]) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         if id == ROOT {
             return act(self.root.as_fd(), b".");
@@ -181,6 +181,11 @@ impl Places {
         let place = self.directory(node.parent)?;
         act(place.as_fd(), &node.name).map_err(gone)
     }
+}
+
+/// A name in a directory that is open, as a path, for calls that take no directory.
+pub(super) fn path_in(place: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
+    [format!("/proc/self/fd/{}/", place.as_raw_fd()).as_bytes(), name].concat()
 }
 
 /// What is no longer what it was when the kernel was told of it: the kernel then looks the path up anew.

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::content::{self, Content};
 use super::looks::Looks;
 use super::made_up::{self, Sham};
 use super::part::{self, Part};
-use super::places::{Open, Places, gone, lock};
+use super::places::{Open, Places, gone, lock, path_in};
 use super::show::{self, HOLLOW, LEADS, MADE_UP, NO_CHILDREN, NO_LIST, ON_THE_WAY, Parent, Show, Shown};
 use super::table::{Id, Node, ROOT};
 
@@ -80,10 +80,6 @@ impl Tree {
         &self.ahead
     }
 
-    pub(super) fn part(&self) -> &Part {
-        &self.part
-    }
-
     pub(super) fn looks(&self) -> &Looks {
         &self.looks
     }
@@ -136,6 +132,9 @@ impl Tree {
 
     /// Looks at `name` in `place`, the directory `id` that is `parent`. EREMOTE: it is in another part.
     pub(super) fn child(&self, place: BorrowedFd<'_>, id: Id, parent: &Parent, name: &[u8]) -> Result<Shown, Errno> {
+        if !self.is_of_part(id, name) {
+            return Err(Errno::NOENT);
+        }
         let mut shown = self.show.child(place, parent, name)?;
         let marked = parent.flags & LEADS != 0;
         let is_directory = shown.facts.kind == dtype(FileType::Directory);
@@ -161,9 +160,6 @@ impl Tree {
             }
             Part::Rest(_) => false,
         };
-        if matches!(self.part, Part::Plain) && id == ROOT && !leads {
-            return Err(Errno::NOENT);
-        }
         shown.facts.flags |= if leads { LEADS } else { 0 };
         Ok(shown)
     }
@@ -191,6 +187,11 @@ impl Tree {
         let whole = shown.facts.flags & (HOLLOW | MADE_UP) == 0;
         let found = || self.content.path(place, &self.path(directory)?, name, shown.facts.file);
         Ok(whole && content::is_large(shown.attributes.st_mode, shown.attributes.st_size) && found()?.is_some())
+    }
+
+    /// Whether an entry of a directory can be of this part.
+    pub(super) fn is_of_part(&self, id: Id, name: &[u8]) -> bool {
+        !matches!(self.part, Part::Plain) || id != ROOT || matches!(name, b"." | b"..") || part::is_content(name)
     }
 
     /// Whether the names of a directory are listed by the part above.
@@ -223,8 +224,7 @@ impl Tree {
 
     fn xattr_path(&self, id: Id, node: &Node) -> Result<Vec<u8>, Errno> {
         // There is no call that takes a directory and a name, but for the newest kernels. The last name is not followed.
-        self.places
-            .at(id, node, |place, name| Ok([format!("/proc/self/fd/{}/", place.as_raw_fd()).as_bytes(), name].concat()))
+        self.places.at(id, node, |place, name| Ok(path_in(place, name)))
     }
 
     /// What the overlay asks, to know where a file's content is; `None`: here.
