@@ -26,7 +26,7 @@
 //! **In two parts.** Where content is not read here, two mirrors show the host, so that fewer questions are asked (`part`).
 //!
 //! `table`: nodes; `places`: from a node to an open file; `show`: attributes; `tree`, `listing`: requests; `ahead`: what will
-//! be asked for next; `ids`, `made_up`.
+//! be asked for next; `turns`: which thread answers; `ids`, `made_up`.
 
 mod ahead;
 mod content;
@@ -39,6 +39,7 @@ mod places;
 mod show;
 mod table;
 mod tree;
+mod turns;
 
 use std::cell::OnceCell;
 use std::io;
@@ -65,18 +66,22 @@ use places::{Places, lock};
 use show::Show;
 use table::Table;
 use tree::Tree;
+use turns::Turns;
 
 /// So many requests in quick succession are a walk: the thread waits awake for the next one.
 const BURST: u32 = 16;
 
-/// Requests that are not further apart than this are in quick succession.
+/// Requests that are waited for no longer than this are in quick succession.
 const GAP: Duration = Duration::from_micros(500);
 
 /// How long a thread waits awake. Most programs ask again within that, and to fetch a CPU back from its sleep takes as long.
 const AWAKE: Duration = Duration::from_micros(80);
 
-/// Threads that answer: as many requests are answered at a time, so one slow disk does not stop everybody.
+/// Threads that answer: as many requests that take long are answered at a time, so one slow disk does not stop everybody.
 const WORKERS: usize = 2;
+
+/// One that takes longer than this has the other thread wait for the next one.
+const NAP: Duration = Duration::from_micros(250);
 
 /// So many requests are answered before more threads are started: a launch waits for each thing that is done in it.
 const LAUNCH: u64 = 64;
@@ -123,8 +128,8 @@ struct Shared {
     tree: Arc<Tree>,
     stop: AtomicBool,
     near: Mutex<Option<Arc<OwnedFd>>>,
-    /// A thread waits awake.
-    watched: AtomicBool,
+    /// Who leads knows how many requests came in quick succession, up to [`BURST`].
+    turns: Turns<u32>,
     /// All [`WORKERS`] were started.
     all: AtomicBool,
     threads: Mutex<Vec<Thread>>,
@@ -164,7 +169,7 @@ impl Mirror {
             tree,
             stop: AtomicBool::new(false),
             near: Mutex::new(options.near),
-            watched: AtomicBool::new(false),
+            turns: Turns::new(NAP),
             all: AtomicBool::new(false),
             threads: Mutex::new(Vec::new()),
             counts: [const { AtomicU64::new(0) }; OPCODES],
@@ -207,6 +212,7 @@ impl Drop for Mirror {
     fn drop(&mut self) {
         self.shared.tree.ahead().stop();
         self.shared.stop.store(true, Ordering::Release);
+        self.shared.turns.end();
         // One that is just being started is seen by the next round.
         while let Some(Thread { handle, wake }) = { lock(&self.shared.threads).pop() } {
             // A signal that comes just before the thread blocks is lost, so more than one may be needed.
@@ -257,16 +263,10 @@ impl Shared {
     }
 
     /// Waits awake for the next request, for a while.
-    fn wait_awake(&self) {
-        // One is enough.
-        if self.watched.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        let begin = Instant::now();
+    fn wait_awake(&self, begin: Instant) {
         while !self.asked() && begin.elapsed() < AWAKE {
             (0..16).for_each(|_| std::hint::spin_loop());
         }
-        self.watched.store(false, Ordering::Relaxed);
     }
 
     /// Serves until it is told to stop, or the connection ends (ENODEV). A request that was taken is always answered.
@@ -275,19 +275,26 @@ impl Shared {
         let asker = lock(&this.near).take();
         let mut near = asker.and_then(|asker| Near::beside(asker.as_fd()).ok().flatten());
         let (begin, spare) = (Instant::now(), OnceCell::new());
-        let (mut served, mut quick, mut last) = (0, 0, begin);
+        let mut served = 0;
         let mut request = vec![0; BUFFER];
         let mut reply = vec![0; BUFFER];
-        while !this.stop.load(Ordering::Acquire) {
-            if quick >= BURST && near.is_none() && *spare.get_or_init(spare_cpu) {
-                this.wait_awake();
+        while let Some(mut quick) = this.turns.wait() {
+            if this.stop.load(Ordering::Acquire) {
+                break;
+            }
+            let waits = Instant::now();
+            if *quick >= BURST && near.is_none() && *spare.get_or_init(spare_cpu) {
+                this.wait_awake(waits);
             }
             let len = match rustix::io::read(&this.device, &mut request) {
                 Ok(len) => len,
                 // A signal; a request that was taken back while it was being read.
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::NOENT | rustix::io::Errno::AGAIN) => continue,
-                Err(_) => return,
+                Err(_) => break,
             };
+            let now = Instant::now();
+            *quick = if now - waits < GAP { BURST.min(*quick + 1) } else { 0 };
+            this.turns.took(quick, || this.asked());
             let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(&mut request[..len]));
             let writer = FuseDevWriter::<()>::new(this.device.as_fd().as_raw_fd(), &mut reply);
             if let (Ok(reader), Ok(writer)) = (reader, writer) {
@@ -295,9 +302,6 @@ impl Shared {
                 let _ = this.server.handle_message(reader, writer.into(), None, Some(this.as_ref()));
             }
             served += 1;
-            let now = Instant::now();
-            quick = if now - last < GAP { BURST.min(quick + 1) } else { 0 };
-            last = now;
             let ahead = this.tree.ahead().needs_threads();
             // Threads are where the one is that starts them.
             if near.is_some() && (served >= LAUNCH || now - begin > NEAR || ahead) {
@@ -313,6 +317,7 @@ impl Shared {
                 }
             }
         }
+        this.turns.leave();
     }
 
     /// Has the kernel send again what was read and not answered (FUSE_NOTIFY_RESEND, Linux 6.9); that may be the very first
