@@ -1,8 +1,8 @@
 //! Reading ahead: what a program that walks a tree will ask for next is made ready while it is busy with what it has.
 //!
 //! A disk is slow by waiting, and so is a kernel that asks a process: a walk (find, tar, git) would wait for both, one file
-//! after the other. One more thread sees two patterns and goes before:
-//! - a directory is listed, and so was the one above it: its subdirectories are listed next (`Job::Prepare`);
+//! after the other. A few more threads see two patterns and go before:
+//! - a directory is listed, and so was the one above it: what comes next is listed too (`walk`);
 //! - a few files of a directory are read one after the other, in the order of its listing or of their names: so are the next
 //!   ones (`Job::Fetch`), into the host's page cache.
 //!
@@ -12,10 +12,11 @@
 //!
 //! Lock order: `state` is held while nothing else is locked or waited for.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::fs::{Advice, FileType, fadvise};
 use rustix::io::Errno;
@@ -24,13 +25,10 @@ use super::listing::Prepared;
 use super::places::lock;
 use super::table::Id;
 use super::tree::Tree;
+use super::walk::{Found, Walk};
 
-/// Directories that were listed lately: what is listed below one of them is a walk.
-const WALKS: usize = 64;
-/// Directories that are to be listed ahead; the last one is the next.
-const PENDING: usize = 256;
-/// Directories that are listed ahead, and not asked for yet.
-const PREPARED: usize = 64;
+/// What nobody asks for in that time is let go.
+const LATE: Duration = Duration::from_secs(2);
 /// Directories whose files are read one after the other.
 const STREAMS: usize = 8;
 /// The most files that are read ahead at a time.
@@ -62,10 +60,9 @@ pub(super) struct Ahead {
 #[derive(Default)]
 struct State {
     stop: bool,
-    walks: VecDeque<Id>,
-    pending: Vec<Id>,
-    preparing: Vec<Id>,
-    prepared: HashMap<Id, Prepared>,
+    walk: Walk,
+    /// Threads that wait for a job.
+    idle: usize,
     streams: Vec<Stream>,
     jobs: VecDeque<Job>,
     /// Directories that were listed since a file was read.
@@ -118,37 +115,30 @@ impl Ahead {
     /// What was made ready of a directory that is being listed. If that is just being done, its end is waited for.
     pub(super) fn prepared(&self, id: Id, offset: u64) -> Option<Prepared> {
         let mut state = self.state();
-        if offset == 0 {
-            state.pending.retain(|pending| *pending != id);
-            while state.preparing.contains(&id) && !state.stop {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        if offset > 0 {
+            return state.walk.part(id);
+        }
+        loop {
+            match state.walk.asked(id) {
+                Found::InWork if !state.stop => {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                found => {
+                    // So many at a time that it is worth waking a thread.
+                    if state.idle > 0 && state.walk.is_short() {
+                        self.ring();
+                    }
+                    return if let Found::Ready(prepared) = found { Some(prepared) } else { None };
+                }
             }
         }
-        state.prepared.remove(&id).filter(Prepared::is_new)
     }
 
-    /// A directory was listed, or a part of it; `rest` is put back for the next part.
-    pub(super) fn listed(&self, id: Id, parent: Id, directories: Vec<Id>, rest: Option<Prepared>) {
+    /// A directory was listed, or a part of it; see [`Walk::listed`].
+    pub(super) fn listed(&self, id: Id, parent: Id, directories: Vec<Id>, more: bool, rest: Option<Prepared>) {
         let mut state = self.state();
         state.listed += 1;
-        let walk = state.walks.contains(&parent) || state.walks.contains(&id);
-        if !state.walks.contains(&id) {
-            if state.walks.len() == WALKS {
-                state.walks.pop_front();
-            }
-            state.walks.push_back(id);
-        }
-        if let Some(rest) = rest {
-            state.prepared.insert(id, rest);
-        }
-        if walk && !directories.is_empty() {
-            if state.prepared.len() > PREPARED / 2 {
-                // Nobody came for them.
-                state.prepared.retain(|_, prepared| prepared.is_new());
-            }
-            state.pending.extend(directories.into_iter().rev());
-            let over = state.pending.len().saturating_sub(PENDING);
-            state.pending.drain(..over);
+        if state.walk.listed(id, parent, directories, more, rest) {
             self.ring();
         }
     }
@@ -214,32 +204,44 @@ impl Ahead {
                         state = self.state();
                     }
                 }
-            } else if state.prepared.len() < PREPARED
-                && let Some(id) = state.pending.pop()
-            {
-                if state.prepared.contains_key(&id) {
-                    continue;
-                }
-                state.preparing.push(id);
+            } else if let Some(job) = state.walk.job() {
                 let eager = state.eager();
                 drop(state);
-                let prepared = tree.prepare(id);
-                let files = prepared.as_ref().map_or(Vec::new(), |prepared| prepared.files(FIRST));
+                let prepared = tree.prepare(job).ok();
+                let files = prepared.as_ref().filter(|_| eager).map_or(Vec::new(), |prepared| prepared.files(FIRST));
+                let held =
+                    prepared.as_ref().filter(|_| job.hold).map_or(Vec::new(), |prepared| tree.hold(job.id, prepared));
                 state = self.state();
-                state.preparing.retain(|other| *other != id);
-                if let Ok(prepared) = prepared {
-                    state.prepared.insert(id, prepared);
-                }
+                state.walk.done(job, prepared, held);
                 self.changed.notify_all();
-                if eager && !files.is_empty() {
+                if !files.is_empty() {
                     drop(state);
-                    fetch(tree, id, &files);
+                    fetch(tree, job.id, &files);
                     state = self.state();
                 }
             } else {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.idle += 1;
+                let patience = state.walk.patience(LATE).unwrap_or(Duration::MAX);
+                state = self.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0;
+                state.idle -= 1;
+                if state.walk.patience(LATE).is_some_and(|left| left.is_zero()) {
+                    state.walk.let_go();
+                }
             }
+            state = self.give_back(state, tree);
         }
+        state.walk.let_go();
+        drop(self.give_back(state, tree));
+    }
+
+    fn give_back<'a>(&'a self, mut state: MutexGuard<'a, State>, tree: &Tree) -> MutexGuard<'a, State> {
+        let numbers = state.walk.given_back();
+        if numbers.is_empty() {
+            return state;
+        }
+        drop(state);
+        tree.places().forget(numbers.into_iter().map(|id| (id, 1)));
+        self.state()
     }
 }
 

@@ -14,6 +14,7 @@ use super::places::lock;
 use super::show::{LEADS, NO_CHILDREN, NO_LIST, Shown};
 use super::table::{Id, Node};
 use super::tree::{Tree, dtype, entry};
+use super::walk::Job;
 
 /// What a directory's listing is read into at a time.
 const LISTING: usize = 32 << 10;
@@ -22,6 +23,7 @@ const LISTING: usize = 32 << 10;
 const FIXED: usize = 128 + 24;
 
 /// An entry of a directory.
+#[derive(Debug)]
 pub(super) struct Item {
     pub(super) name: Vec<u8>,
     pub(super) kind: FileType,
@@ -35,6 +37,17 @@ pub(super) struct Item {
 }
 
 impl Item {
+    /// Whether it is neither the directory nor the one above it.
+    fn is_inside(&self) -> bool {
+        self.name != b"." && self.name != b".."
+    }
+
+    /// What it looks like, if it is a directory with something in it.
+    fn directory(&self) -> Option<&Shown> {
+        let full = |shown: &&Shown| shown.facts.flags & (NO_CHILDREN | NO_LIST) == 0;
+        self.shown.as_ref().filter(full).filter(|_| self.kind == FileType::Directory)
+    }
+
     /// Whether it is certainly no directory.
     fn is_file(&self) -> bool {
         !matches!(self.kind, FileType::Directory | FileType::Unknown)
@@ -42,6 +55,7 @@ impl Item {
 }
 
 /// A directory that was listed ahead of its asking, whole.
+#[derive(Debug)]
 pub(super) struct Prepared {
     pub(super) generation: u32,
     items: Vec<Item>,
@@ -49,9 +63,14 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// Whether it is still what a look at the directory would tell, but for what happened in the last second.
+    /// Whether it is still what a look at the directory would tell, but for what happened since it was seen, a second ago at most.
     pub(super) fn is_new(&self) -> bool {
         self.made.elapsed() < Duration::from_secs(1)
+    }
+
+    #[cfg(test)]
+    pub(super) fn empty(made: Instant) -> Prepared {
+        Prepared { generation: 0, items: Vec::new(), made }
     }
 
     /// The names of the first few regular files.
@@ -126,7 +145,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The entries of a directory after `offset`, as they look: so many as take `room` bytes of an answer.
+    /// The entries of a directory after `offset`: so many as take `room` bytes of an answer.
     fn gather(&self, id: Id, node: &Node, offset: u64, room: usize) -> Result<Vec<Item>, Errno> {
         let (mut left, mut items) = (room, Vec::new());
         self.list(id, node, offset, |name, kind, inode, next| {
@@ -137,34 +156,65 @@ impl Tree {
             }
             fits
         })?;
-        if node.facts.flags & NO_CHILDREN == 0 {
-            let place = self.places().directory(id)?;
-            let parent = self.parent(id, node)?;
-            let files = self.looks().wanted();
-            // Where each leads is asked when somebody goes there.
-            let marked = node.facts.flags & LEADS != 0;
-            let wanted = |item: &Item| if item.is_file() { files } else { !marked };
-            let shows = |item: &&mut Item| item.name != b"." && item.name != b".." && wanted(item);
-            for item in items.iter_mut().filter(shows) {
-                // What can't be looked at is listed all the same: without a number, so that it is looked up by itself.
-                let shown = self.child(place.as_fd(), id, &parent, &item.name);
-                item.elsewhere = matches!(shown, Err(Errno::REMOTE));
-                item.shown = shown.ok();
-            }
-        }
         Ok(items)
     }
 
+    /// Sees what entries look like, those that are `wanted`.
+    fn look(&self, id: Id, node: &Node, items: &mut [Item], wanted: impl Fn(&Item) -> bool) -> Result<(), Errno> {
+        if node.facts.flags & NO_CHILDREN != 0 {
+            return Ok(());
+        }
+        let place = self.places().directory(id)?;
+        let parent = self.parent(id, node)?;
+        for item in items.iter_mut().filter(|item| item.is_inside() && wanted(item)) {
+            // What can't be looked at is listed all the same: without a number, so that it is looked up by itself.
+            let shown = self.child(place.as_fd(), id, &parent, &item.name);
+            item.elsewhere = matches!(shown, Err(Errno::REMOTE));
+            item.shown = shown.ok();
+        }
+        Ok(())
+    }
+
+    /// Which entries of a directory are looked at for who lists it. Where those of a marked one lead takes long to see: that is for who goes there,
+    /// or done ahead for who is sure to.
+    fn wanted(&self, node: &Node, sure: bool) -> impl Fn(&Item) -> bool + use<> {
+        let files = self.looks().wanted();
+        let directories = sure || node.facts.flags & LEADS == 0;
+        move |item| if item.is_file() { files } else { directories }
+    }
+
     /// The whole of a directory, if it is not long.
-    pub(super) fn prepare(&self, id: Id) -> Result<Prepared, Errno> {
+    pub(super) fn prepare(&self, job: Job) -> Result<Prepared, Errno> {
         const LONG: usize = 256 << 10;
-        let made = Instant::now();
-        let node = self.places().node(id)?;
-        let items = self.gather(id, &node, 0, LONG)?;
+        let node = self.places().node(job.id)?;
+        let mut items = self.gather(job.id, &node, 0, LONG)?;
+        self.places().close(job.id);
         // One more would have fitted.
-        let whole = items.iter().map(|item| length(&item.name)).sum::<usize>() + length(&[0; 255]) <= LONG;
-        self.places().close(id);
-        if whole { Ok(Prepared { generation: node.generation, items, made }) } else { Err(Errno::TOOBIG) }
+        if items.iter().map(|item| length(&item.name)).sum::<usize>() + length(&[0; 255]) > LONG {
+            return Err(Errno::TOOBIG);
+        }
+        if job.again {
+            self.look(job.id, &node, &mut items, |item| !item.is_file())?;
+        } else {
+            self.look(job.id, &node, &mut items, self.wanted(&node, job.hold))?;
+        }
+        Ok(Prepared { generation: node.generation, items, made: Instant::now() })
+    }
+
+    /// Numbers for the directories in one that was listed ahead, which the kernel is not told of yet: each is held until it is forgotten once.
+    pub(super) fn hold(&self, id: Id, prepared: &Prepared) -> Vec<Id> {
+        let mut table = self.places().table();
+        if !table.is(id, prepared.generation) {
+            return Vec::new();
+        }
+        let mut hold = |item: &Item| {
+            let facts = item.directory()?.facts;
+            // What the kernel was told since is newer.
+            let known = table.find(id, &item.name).and_then(|id| table.get(id));
+            let other = known.is_some_and(|node| node.facts.file != facts.file);
+            if other { None } else { Some(table.refer(id, &item.name, facts)?.0) }
+        };
+        prepared.items.iter().filter_map(&mut hold).collect()
     }
 
     /// Answers a listing with attributes.
@@ -182,12 +232,15 @@ impl Tree {
             Some(items) => items,
             None => {
                 gathered = self.gather(id, &node, offset, size as usize)?;
+                self.look(id, &node, &mut gathered, self.wanted(&node, false))?;
                 gathered.as_mut_slice()
             }
         };
         if items.iter().any(|item| item.shown.is_none() && !item.elsewhere && item.is_file()) {
             self.looks().left_out(id);
         }
+        let more =
+            items.iter().any(|item| item.shown.is_none() && item.kind == FileType::Directory && item.is_inside());
         let (mut left, mut directories) = (size as usize, Vec::new());
         for item in items.iter().take_while(|item| {
             let fits = length(&item.name) <= left;
@@ -197,9 +250,7 @@ impl Tree {
             let number = item.shown.as_ref().and_then(|shown| self.places().table().refer(id, &item.name, shown.facts));
             let (ino, entry) = match (&item.shown, number) {
                 (Some(shown), Some((id, generation))) => {
-                    if item.kind == FileType::Directory && shown.facts.flags & (NO_CHILDREN | NO_LIST) == 0 {
-                        directories.push(id);
-                    }
+                    directories.extend(item.directory().map(|_| id));
                     (shown.attributes.st_ino, entry(id, generation, shown.attributes))
                 }
                 _ => (item.inode, Entry { inode: 0, ..Entry::default() }),
@@ -214,7 +265,7 @@ impl Tree {
         if items.is_empty() {
             prepared = None;
         }
-        self.ahead().listed(id, node.parent, directories, prepared);
+        self.ahead().listed(id, node.parent, directories, more, prepared);
         Ok(())
     }
 }

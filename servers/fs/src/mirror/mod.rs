@@ -25,7 +25,7 @@
 //!
 //! **In two parts.** Where content is not read here, two mirrors show the host, so that fewer questions are asked (`part`).
 //!
-//! `table`: nodes; `places`: from a node to an open file; `show`: attributes; `tree`, `listing`: requests; `ahead`: what will
+//! `table`: nodes; `places`: from a node to an open file; `show`: attributes; `tree`, `listing`: requests; `ahead`, `walk`: what will
 //! be asked for next; `turns`: which thread answers; `ids`, `made_up`.
 
 mod ahead;
@@ -40,6 +40,7 @@ mod show;
 mod table;
 mod tree;
 mod turns;
+mod walk;
 
 use std::cell::OnceCell;
 use std::io;
@@ -202,7 +203,7 @@ impl Mirror {
         self.shared.counts.iter().enumerate().filter_map(named).collect()
     }
 
-    /// How many files and directories the kernel holds.
+    /// How many files and directories the kernel holds, or is about to hear of.
     pub fn nodes(&self) -> usize {
         self.shared.tree.places().table().len()
     }

@@ -55,6 +55,7 @@ const KERNEL_FILES: &[i64] = &[
 ];
 
 /// How a file is shown.
+#[derive(Debug)]
 pub(super) struct Shown {
     pub(super) attributes: stat64,
     pub(super) facts: Facts,

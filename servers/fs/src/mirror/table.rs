@@ -21,6 +21,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hashbrown::HashTable;
 use hurdle_sys::shared::SharedWords;
 
+use super::show::LEADS;
+
 /// A node's number; 1 is `/`.
 pub(super) type Id = u32;
 
@@ -104,13 +106,13 @@ impl Table {
     }
 
     /// Counts one more reference of the kernel to the node of `name` in `parent`, which is made if there is none, or if what
-    /// there is was another file. Yields its number and generation. `None`: no memory is left for it.
+    /// there is was another file. The mark of one that is there stays ([`LEADS`]). Yields its number and generation. `None`: no memory is left for it.
     pub(super) fn refer(&mut self, parent: Id, name: &[u8], facts: Facts) -> Option<(Id, u32)> {
         if let Some(id) = self.find(parent, name) {
             let old = self.facts(id);
             if (old.kind, old.file) == (facts.kind, facts.file) {
                 self.word(id, 0).fetch_add(1, Ordering::AcqRel);
-                self.set_facts(id, facts);
+                self.set_facts(id, Facts { flags: facts.flags & !LEADS | old.flags & LEADS, ..facts });
                 return Some((id, self.generation(id)));
             }
             self.detach(id);
@@ -346,6 +348,17 @@ mod tests {
         let again = table.refer(ROOT, b"other name", facts).unwrap();
         assert_eq!((again.0, again.1), (id, generation + 1));
         assert!(!table.is(id, generation));
+    }
+
+    #[test]
+    fn a_mark_stays_as_it_was_told() {
+        let mut table = open(&memory());
+        for (name, flags, later) in [(b"to", LEADS | 1, 1), (b"by", 1, LEADS | 1)] {
+            let facts = Facts { flags, ..DIRECTORY };
+            let (id, _) = table.refer(ROOT, name, facts).unwrap();
+            table.refer(ROOT, name, Facts { flags: later, ..facts }).unwrap();
+            assert_eq!(table.get(id).unwrap().facts.flags, flags);
+        }
     }
 
     #[test]
