@@ -112,15 +112,16 @@ impl Ahead {
         lock(&self.state)
     }
 
-    /// What was made ready of a directory that is being listed. If that is just being done, its end is waited for.
-    pub(super) fn prepared(&self, id: Id, offset: u64) -> Option<Prepared> {
+    /// What was made ready of a directory that is being listed. If that is just being done, its end is waited for, if `waits`.
+    pub(super) fn prepared(&self, id: Id, offset: u64, waits: bool) -> Option<Prepared> {
         let mut state = self.state();
         if offset > 0 {
             return state.walk.part(id);
         }
         loop {
-            match state.walk.asked(id) {
-                Found::InWork if !state.stop => {
+            let waits = waits && !state.stop;
+            match state.walk.asked(id, waits) {
+                Found::InWork => {
                     state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
                 found => {
@@ -224,9 +225,9 @@ impl Ahead {
                 let patience = state.walk.patience(LATE).unwrap_or(Duration::MAX);
                 state = self.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0;
                 state.idle -= 1;
-                if state.walk.patience(LATE).is_some_and(|left| left.is_zero()) {
-                    state.walk.let_go();
-                }
+            }
+            if state.walk.is_over(LATE) {
+                state.walk.let_go();
             }
             state = self.give_back(state, tree);
         }

@@ -42,7 +42,7 @@ impl Item {
         self.name != b"." && self.name != b".."
     }
 
-    /// What it looks like, if it is a directory with something in it.
+    /// What it looks like, if it is a directory that can be listed.
     fn directory(&self) -> Option<&Shown> {
         let full = |shown: &&Shown| shown.facts.flags & (NO_CHILDREN | NO_LIST) == 0;
         self.shown.as_ref().filter(full).filter(|_| self.kind == FileType::Directory)
@@ -63,7 +63,7 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
-    /// Whether it is still what a look at the directory would tell, but for what happened since it was seen, a second ago at most.
+    /// Whether it is still what a look at the directory would tell, but for what happened while it was looked at, and in the second after.
     pub(super) fn is_new(&self) -> bool {
         self.made.elapsed() < Duration::from_secs(1)
     }
@@ -212,7 +212,7 @@ impl Tree {
             // What the kernel was told since is newer.
             let known = table.find(id, &item.name).and_then(|id| table.get(id));
             let other = known.is_some_and(|node| node.facts.file != facts.file);
-            if other { None } else { Some(table.refer(id, &item.name, facts)?.0) }
+            if other { None } else { Some(table.refer(id, &item.name, facts, self.stays())?.0) }
         };
         prepared.items.iter().filter_map(&mut hold).collect()
     }
@@ -226,7 +226,10 @@ impl Tree {
         add: &mut dyn FnMut(DirEntry, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
         let node = self.places().node(id)?;
-        let mut prepared = self.ahead().prepared(id, offset).filter(|found| found.generation == node.generation);
+        let marked = node.facts.flags & LEADS != 0;
+        // Of a marked one more may be looked at just now than is asked for.
+        let mut prepared =
+            self.ahead().prepared(id, offset, !marked).filter(|found| found.generation == node.generation);
         let mut gathered;
         let items = match prepared.as_mut().and_then(|prepared| prepared.from(offset)) {
             Some(items) => items,
@@ -239,15 +242,18 @@ impl Tree {
         if items.iter().any(|item| item.shown.is_none() && !item.elsewhere && item.is_file()) {
             self.looks().left_out(id);
         }
-        let more =
-            items.iter().any(|item| item.shown.is_none() && item.kind == FileType::Directory && item.is_inside());
+        let left_out = |item: &Item| item.shown.is_none() && item.kind == FileType::Directory && item.is_inside();
+        let more = marked && items.iter().any(left_out);
         let (mut left, mut directories) = (size as usize, Vec::new());
         for item in items.iter().take_while(|item| {
             let fits = length(&item.name) <= left;
             left = left.saturating_sub(length(&item.name));
             fits
         }) {
-            let number = item.shown.as_ref().and_then(|shown| self.places().table().refer(id, &item.name, shown.facts));
+            let number = item
+                .shown
+                .as_ref()
+                .and_then(|shown| self.places().table().refer(id, &item.name, shown.facts, self.stays()));
             let (ino, entry) = match (&item.shown, number) {
                 (Some(shown), Some((id, generation))) => {
                     directories.extend(item.directory().map(|_| id));

@@ -21,8 +21,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hashbrown::HashTable;
 use hurdle_sys::shared::SharedWords;
 
-use super::show::LEADS;
-
 /// A node's number; 1 is `/`.
 pub(super) type Id = u32;
 
@@ -106,13 +104,13 @@ impl Table {
     }
 
     /// Counts one more reference of the kernel to the node of `name` in `parent`, which is made if there is none, or if what
-    /// there is was another file. The mark of one that is there stays ([`LEADS`]). Yields its number and generation. `None`: no memory is left for it.
-    pub(super) fn refer(&mut self, parent: Id, name: &[u8], facts: Facts) -> Option<(Id, u32)> {
+    /// there is was another file. Of a known one the flags in `stays` stay. Yields its number and generation. `None`: no memory is left for it.
+    pub(super) fn refer(&mut self, parent: Id, name: &[u8], facts: Facts, stays: u8) -> Option<(Id, u32)> {
         if let Some(id) = self.find(parent, name) {
             let old = self.facts(id);
             if (old.kind, old.file) == (facts.kind, facts.file) {
                 self.word(id, 0).fetch_add(1, Ordering::AcqRel);
-                self.set_facts(id, Facts { flags: facts.flags & !LEADS | old.flags & LEADS, ..facts });
+                self.set_facts(id, Facts { flags: facts.flags & !stays | old.flags & stays, ..facts });
                 return Some((id, self.generation(id)));
             }
             self.detach(id);
@@ -335,8 +333,8 @@ mod tests {
     fn a_number_lasts_until_it_is_forgotten_as_often_as_it_was_given() {
         let mut table = open(&memory());
         let facts = Facts { kind: 8, flags: 0, file: 7, version: 1 };
-        let (id, generation) = table.refer(ROOT, b"name", facts).unwrap();
-        assert_eq!(table.refer(ROOT, b"name", Facts { version: 2, ..facts }), Some((id, generation)));
+        let (id, generation) = table.refer(ROOT, b"name", facts, 0).unwrap();
+        assert_eq!(table.refer(ROOT, b"name", Facts { version: 2, ..facts }, 0), Some((id, generation)));
         let node = table.get(id).unwrap();
         assert_eq!((node.parent, node.name.as_slice(), node.facts.version), (ROOT, b"name".as_slice(), 2));
         let mut freed = Vec::new();
@@ -345,19 +343,20 @@ mod tests {
         table.forget(id, 1, |id| freed.push(id));
         assert_eq!((table.get(id), table.find(ROOT, b"name"), freed), (None, None, vec![id]));
         // The number comes back for another file, and can be told from the one before.
-        let again = table.refer(ROOT, b"other name", facts).unwrap();
+        let again = table.refer(ROOT, b"other name", facts, 0).unwrap();
         assert_eq!((again.0, again.1), (id, generation + 1));
         assert!(!table.is(id, generation));
     }
 
     #[test]
-    fn a_mark_stays_as_it_was_told() {
+    fn flags_stay_as_they_were_told() {
         let mut table = open(&memory());
-        for (name, flags, later) in [(b"to", LEADS | 1, 1), (b"by", 1, LEADS | 1)] {
+        for (flags, later, then) in [(5, 3, 7), (3, 5, 1)] {
             let facts = Facts { flags, ..DIRECTORY };
-            let (id, _) = table.refer(ROOT, name, facts).unwrap();
-            table.refer(ROOT, name, Facts { flags: later, ..facts }).unwrap();
-            assert_eq!(table.get(id).unwrap().facts.flags, flags);
+            let (id, _) = table.refer(ROOT, b"name", facts, 4).unwrap();
+            table.refer(ROOT, b"name", Facts { flags: later, ..facts }, 4).unwrap();
+            assert_eq!(table.get(id).unwrap().facts.flags, then);
+            table.forget(id, 2, |_| ());
         }
     }
 
@@ -365,8 +364,8 @@ mod tests {
     fn another_file_of_the_same_name_is_another_node() {
         let mut table = open(&memory());
         let facts = Facts { kind: 8, flags: 0, file: 7, version: 1 };
-        let (old, _) = table.refer(ROOT, b"name", facts).unwrap();
-        let (new, _) = table.refer(ROOT, b"name", Facts { file: 8, ..facts }).unwrap();
+        let (old, _) = table.refer(ROOT, b"name", facts, 0).unwrap();
+        let (new, _) = table.refer(ROOT, b"name", Facts { file: 8, ..facts }, 0).unwrap();
         assert_ne!(old, new);
         assert_eq!(table.get(old).unwrap().facts.file, 7);
         table.forget(old, 1, |_| ());
@@ -376,8 +375,8 @@ mod tests {
     #[test]
     fn a_parent_lasts_as_long_as_its_children() {
         let mut table = open(&memory());
-        let (parent, _) = table.refer(ROOT, b"parent", DIRECTORY).unwrap();
-        let (child, _) = table.refer(parent, b"child", DIRECTORY).unwrap();
+        let (parent, _) = table.refer(ROOT, b"parent", DIRECTORY, 0).unwrap();
+        let (child, _) = table.refer(parent, b"child", DIRECTORY, 0).unwrap();
         table.forget(parent, 1, |_| ());
         assert!(table.get(parent).is_some());
         let mut freed = Vec::new();
@@ -394,11 +393,11 @@ mod tests {
         let file = memory();
         let mut table = Table::new(SharedWords::map(&file, 64).unwrap(), DIRECTORY).unwrap();
         let names: Vec<String> = (0..100).map(|n| n.to_string()).collect();
-        let given: Vec<_> = names.iter().map_while(|name| table.refer(ROOT, name.as_bytes(), DIRECTORY)).collect();
+        let given: Vec<_> = names.iter().map_while(|name| table.refer(ROOT, name.as_bytes(), DIRECTORY, 0)).collect();
         assert_eq!(given.len(), (64 / 4 - 2) / 2);
         table.forget(given[0].0, 1, |_| ());
-        assert!(table.refer(ROOT, b"new", DIRECTORY).is_some());
-        assert_eq!(table.refer(ROOT, b"one more", DIRECTORY), None);
+        assert!(table.refer(ROOT, b"new", DIRECTORY, 0).is_some());
+        assert_eq!(table.refer(ROOT, b"one more", DIRECTORY, 0), None);
     }
 
     #[test]
@@ -415,7 +414,7 @@ mod tests {
             let parents: Vec<Id> = want.values().map(|(id, _)| *id).chain([ROOT]).collect();
             let parent = parents[(random >> 20) as usize % parents.len().min(30)];
             if random % 5 < 3 {
-                let Some((id, _)) = table.refer(parent, &name, DIRECTORY) else { continue };
+                let Some((id, _)) = table.refer(parent, &name, DIRECTORY, 0) else { continue };
                 let (known, count) = want.entry((parent, name)).or_insert((id, 0));
                 assert_eq!(*known, id);
                 *count += 1;

@@ -118,7 +118,7 @@ impl Tree {
                 if shown.facts.kind != dtype(FileType::Directory) {
                     self.looks.looked_up(id);
                 }
-                let number = self.places.table().refer(id, name, shown.facts);
+                let number = self.places.table().refer(id, name, shown.facts, self.stays());
                 let (inode, generation) = number.ok_or(Errno::NOMEM)?;
                 Ok(entry(inode, generation, shown.attributes))
             }
@@ -192,6 +192,11 @@ impl Tree {
     /// Whether an entry of a directory can be of this part.
     pub(super) fn is_of_part(&self, id: Id, name: &[u8]) -> bool {
         !matches!(self.part, Part::Plain) || id != ROOT || matches!(name, b"." | b"..") || part::is_content(name)
+    }
+
+    /// Which flags of a node stay as the kernel was told: a mark of the plain part, which the rest goes by.
+    pub(super) fn stays(&self) -> u8 {
+        if matches!(self.part, Part::Plain) { LEADS } else { 0 }
     }
 
     /// Whether the names of a directory are listed by the part above.

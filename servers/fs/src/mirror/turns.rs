@@ -2,7 +2,8 @@
 //!
 //! If both waited, the kernel would wake one for each request that the other, who is awake already, takes: and to wake another CPU takes
 //! longer than most answers. So the one that leads waits, takes a request, answers it, and waits for the next one. The other takes its place when it
-//! is with one request for long (a nap's time: a disk is slow), or when a second request waits meanwhile. When nothing is asked, both sleep.
+//! is with one request for long (a nap's time: a disk is slow), or when a second one waits already as it is taken. When nothing is asked, both sleep,
+//! and the next request wakes both.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, TryLockError};

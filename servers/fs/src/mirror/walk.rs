@@ -38,6 +38,10 @@ pub(super) struct Walk {
     given_back: Vec<Id>,
     /// How many are listed ahead.
     window: usize,
+    /// The directory of which a part was listed last, and the last directory in that part.
+    end: Option<(Id, Id)>,
+    /// The one that is listed again, or was, since it was listed from its beginning.
+    again: Option<Id>,
     parts: HashMap<Id, Prepared>,
     /// When somebody listed something.
     last: Option<Instant>,
@@ -96,6 +100,8 @@ impl Default for Walk {
             next: Vec::new(),
             given_back: Vec::new(),
             window: LEAST,
+            end: None,
+            again: None,
             parts: HashMap::new(),
             last: None,
         }
@@ -115,8 +121,8 @@ impl Walk {
     ) -> bool {
         let now = Instant::now();
         self.last = Some(now);
-        let above = self.listed.get_mut(&parent).filter(|last| now - **last < LATELY);
-        let goes_on = above.map(|last| *last = now).is_some();
+        let above = self.listed.get_mut(&parent).map(|last| std::mem::replace(last, now));
+        let goes_on = above.is_some_and(|last| now - last < LATELY);
         self.listed.put(id, now);
         if self.listed.len() > LISTED {
             self.listed.pop_lru();
@@ -127,24 +133,33 @@ impl Walk {
                 self.parts.insert(id, rest);
             }
         }
-        let news = goes_on && (more || !directories.is_empty());
-        if news {
-            if more && self.find(id).is_none() {
-                self.next.push(Next { id, held: false, step: Step::Again });
-            }
-            self.insert(self.find(id).unwrap_or(self.next.len()), directories, false);
-            self.trim();
+        if !goes_on || directories.is_empty() && !more {
+            return false;
         }
-        news
+        if more && self.again.replace(id) != Some(id) && self.find(id).is_none() {
+            self.next.push(Next { id, held: false, step: Step::Again });
+        }
+        let part = self.end.filter(|(of, _)| *of == id).and_then(|(_, last)| self.find(last));
+        let at = part.or_else(|| self.find(id)).unwrap_or(self.next.len());
+        self.end = directories.last().map(|last| (id, *last)).or(self.end);
+        self.insert(at, directories, false);
+        self.trim();
+        self.is_short()
     }
 
-    /// Somebody asks for a directory from its beginning: it is none of the next ones any more, unless it is being listed for him.
-    pub(super) fn asked(&mut self, id: Id) -> Found {
+    /// Somebody asks for a directory from its beginning: it is none of the next ones any more. If it is just being listed he `waits` for it, or else it
+    /// is for the directories in it alone from now on.
+    pub(super) fn asked(&mut self, id: Id, waits: bool) -> Found {
         self.parts.remove(&id);
+        self.end = self.end.filter(|(of, _)| *of != id);
+        self.again = self.again.filter(|again| *again != id);
         let Some(at) = self.find(id) else { return Found::Nothing };
-        match &self.next[at].step {
-            Step::InWork(job) if job.again => Found::Nothing,
-            Step::InWork(_) => Found::InWork,
+        match &mut self.next[at].step {
+            Step::InWork(job) if waits && !job.again => Found::InWork,
+            Step::InWork(job) => {
+                job.again = true;
+                Found::Nothing
+            }
             _ => match self.remove(at) {
                 Step::Ready(prepared) if prepared.is_new() => {
                     self.window = MOST.min(self.window + 1);
@@ -182,7 +197,8 @@ impl Walk {
             self.given_back.extend(directories);
             return;
         };
-        match prepared.filter(|_| !job.again) {
+        let again = matches!(self.next[at].step, Step::InWork(job) if job.again);
+        match prepared.filter(|_| !again) {
             Some(prepared) => self.next[at].step = Step::Ready(prepared),
             None => drop(self.remove(at)),
         }
@@ -194,6 +210,11 @@ impl Walk {
     pub(super) fn patience(&self, most: Duration) -> Option<Duration> {
         let waits = self.next.iter().any(|next| !matches!(next.step, Step::InWork(_))) || !self.parts.is_empty();
         waits.then(|| self.last.map_or(most, |last| most.saturating_sub(last.elapsed())))
+    }
+
+    /// Whether nobody listed anything for so long.
+    pub(super) fn is_over(&self, after: Duration) -> bool {
+        self.patience(after).is_some_and(|left| left.is_zero())
     }
 
     /// Nobody lists anything any more.
@@ -223,8 +244,11 @@ impl Walk {
 
     /// Puts directories so that they come after what is at `at`, if it is still there, and before all below.
     fn insert(&mut self, at: usize, directories: Vec<Id>, held: bool) {
-        let known: HashSet<Id> = self.next.iter().map(|next| next.id).collect();
-        let (new, rest): (Vec<Id>, Vec<Id>) = directories.into_iter().partition(|id| !known.contains(id));
+        if directories.is_empty() {
+            return;
+        }
+        let mut known: HashSet<Id> = self.next.iter().map(|next| next.id).collect();
+        let (new, rest): (Vec<Id>, Vec<Id>) = directories.into_iter().partition(|id| known.insert(*id));
         let (new, far) = new.split_at(NEXT.min(new.len()));
         self.next.splice(at..at, new.iter().rev().map(|id| Next { id: *id, held, step: Step::Waits }));
         self.given_back.extend(rest.iter().chain(far).filter(|_| held));
@@ -290,28 +314,46 @@ mod tests {
         walk.done(job, ready(), vec![11, 12]);
         assert_eq!(order(&walk), [10, 11, 12, 20]);
         assert_eq!(walk.job().unwrap().id, 11);
-        assert!(matches!(walk.asked(11), Found::InWork));
-        assert!(matches!(walk.asked(10), Found::Ready(_)));
-        assert!(walk.listed(10, 2, vec![11, 12], false, ready()), "which are known");
+        assert!(matches!(walk.asked(11, true), Found::InWork));
+        assert!(matches!(walk.asked(10, true), Found::Ready(_)));
+        assert!(walk.listed(10, 2, vec![11, 12], false, ready()), "12 is to be listed");
         assert_eq!(order(&walk), [11, 12, 20]);
         assert!(walk.part(10).is_some() && walk.part(10).is_none());
         assert_eq!(walk.given_back(), NONE);
-        assert!(matches!(walk.asked(12), Found::Nothing), "not listed ahead");
+        assert!(matches!(walk.asked(12, true), Found::Nothing), "not listed ahead");
         assert_eq!((order(&walk), walk.given_back()), (vec![11, 20], vec![12]));
     }
 
     #[test]
     fn what_was_listed_without_its_directories_is_listed_again_for_them() {
         let mut walk = walk();
-        assert!(matches!(walk.asked(10), Found::Nothing));
+        assert!(matches!(walk.asked(10, true), Found::Nothing));
         assert!(walk.listed(10, 2, NONE, true, ready()));
         assert!(walk.part(10).is_some(), "the next part");
         assert!(!walk.listed(10, 2, NONE, false, None));
         let job = walk.job().unwrap();
         assert_eq!(job, Job { id: 10, again: true, hold: true });
-        assert!(matches!(walk.asked(10), Found::Nothing), "it is not in work for who asks");
+        assert!(matches!(walk.asked(10, true), Found::Nothing), "it is not in work for who asks");
         walk.done(job, ready(), vec![11, 12]);
         assert_eq!(order(&walk), [11, 12, 20]);
+        let job = walk.job().unwrap();
+        assert!(matches!(walk.asked(11, false), Found::Nothing), "who does not wait");
+        walk.done(job, ready(), vec![13]);
+        assert_eq!(order(&walk), [13, 12, 20]);
+        walk.again = None;
+        assert!(walk.listed(10, 2, NONE, true, None));
+        let job = walk.job().unwrap();
+        walk.done(job, None, NONE);
+        walk.listed(10, 2, NONE, true, None);
+        assert_eq!(order(&walk), [13, 12, 20], "once for all parts");
+    }
+
+    #[test]
+    fn parts_of_a_directory_come_one_after_the_other() {
+        let mut walk = walk();
+        assert!(walk.listed(30, 2, vec![31, 31, 32], false, None));
+        assert!(walk.listed(30, 2, vec![33, 32, 34], false, None));
+        assert_eq!(order(&walk), [31, 32, 33, 34, 10, 20], "each once");
     }
 
     #[test]
@@ -358,7 +400,7 @@ mod tests {
         walk.done(job, None, vec![30]);
         for id in 100..100 + (SURE - LEAST) as Id {
             walk.next.push(Next { id, held: false, step: Step::Ready(ready().unwrap()) });
-            assert!(matches!(walk.asked(id), Found::Ready(_)));
+            assert!(matches!(walk.asked(id, true), Found::Ready(_)));
         }
         assert!(walk.job().unwrap().hold);
     }
@@ -372,9 +414,9 @@ mod tests {
         assert_eq!(jobs.len(), MOST);
         jobs.into_iter().for_each(|job| walk.done(job, ready(), NONE));
         assert!(walk.job().is_none() && !walk.is_short());
-        (1000..1000 + MOST as Id / 2).for_each(|id| assert!(matches!(walk.asked(id), Found::Ready(_))));
+        (1000..1000 + MOST as Id / 2).for_each(|id| assert!(matches!(walk.asked(id, true), Found::Ready(_))));
         assert!(!walk.is_short());
-        assert!(matches!(walk.asked(1000 + MOST as Id / 2), Found::Ready(_)));
+        assert!(matches!(walk.asked(1000 + MOST as Id / 2, true), Found::Ready(_)));
         assert!(walk.is_short());
         // Others come before them.
         assert!(walk.listed(1000, 10, (5000..5200).collect(), false, None));
