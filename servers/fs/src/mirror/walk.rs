@@ -110,7 +110,7 @@ impl Default for Walk {
 
 impl Walk {
     /// A directory was listed, or a part of it: `directories` in it, or some of them (`more`); `rest` is kept for the next
-    /// part. Says whether there is something to list ahead.
+    /// part. Says whether it is worth waking somebody, to list ahead.
     pub(super) fn listed(
         &mut self,
         id: Id,
