@@ -69,8 +69,7 @@ fn session(levels: Option<&[&[&str]]>) {
     terminal.line("jobs");
     terminal.expect("Running");
     terminal.expect("fold> ");
-    terminal.line("fg");
-    terminal.expect("sleep 2000");
+    terminal.fg("sleep 2000");
     terminal.keys("\x03");
     terminal.expect("fold> ");
     status(&mut terminal, 130);
@@ -81,8 +80,7 @@ fn session(levels: Option<&[&[&str]]>) {
     terminal.line("until jobs | grep Stopped; do :; done");
     terminal.expect("Stopped");
     terminal.expect("fold> ");
-    terminal.line("fg");
-    terminal.expect("cat\r\n");
+    terminal.fg("cat\r\n");
     terminal.line("fleece");
     // Once as the terminal's echo, once by cat.
     terminal.expect("fleece\r\nfleece\r\n");
@@ -154,8 +152,7 @@ fn a_nested_one_is_a_job() {
         terminal.line("jobs");
         terminal.expect("Running");
         terminal.expect("fold> ");
-        terminal.line("fg");
-        terminal.expect("sleep 4000'");
+        terminal.fg("sleep 4000'");
         terminal.keys("\x03");
         terminal.expect("fold> ");
         status(&mut terminal, 130);
