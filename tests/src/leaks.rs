@@ -74,9 +74,20 @@ fn pids() -> Vec<u32> {
 }
 
 fn parent(pid: u32) -> Option<u32> {
+    stat(pid, 4)
+}
+
+/// Whether a process is in the foreground of its terminal (`pgrp` and `tpgid` of proc_pid_stat(5)).
+pub fn in_foreground(pid: u32) -> bool {
+    let group: Option<i64> = stat(pid, 5);
+    group.is_some() && group == stat(pid, 8)
+}
+
+/// A field of proc_pid_stat(5), counted as there, from the third on.
+fn stat<T: std::str::FromStr>(pid: u32, field: usize) -> Option<T> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may contain anything.
-    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+    stat.rsplit_once(") ")?.1.split(' ').nth(field - 3)?.parse().ok()
 }
 
 /// Everything below `directory` that is not a directory, and what it is.

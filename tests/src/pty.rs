@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::finish::{stop_group, wait};
-use crate::poll::{SOON, until, within};
+use crate::poll::{SOON, within};
 
 /// A program on a pseudo-terminal of its own, in a session of its own.
 #[derive(Debug)]
@@ -80,21 +80,6 @@ impl Terminal {
         let Some(shown) = found else { panic!("no {text:?} on the terminal. All of it:\n{}", self.screen()) };
         self.seen += shown.len();
         shown
-    }
-
-    /// Has a job shell bring its job to the foreground. A shell shows the job's `command` before it hands the terminal over: keys
-    /// typed in between would be its own.
-    ///
-    /// # Panics
-    /// Panics if the command is not shown soon, or the shell keeps the terminal.
-    #[track_caller]
-    pub fn fg(&mut self, command: &str) {
-        let group =
-            |terminal: &Self| nix::unistd::tcgetpgrp(&terminal.keyboard).expect("a terminal has a foreground group");
-        let shell = group(self);
-        self.line("fg");
-        self.expect(command);
-        until("the job has the terminal", || (group(self) != shell).then_some(()));
     }
 
     /// All that was shown so far.

@@ -201,7 +201,8 @@ fn a_job_at_a_terminal_stops_and_goes_on() {
     terminal.keys("\x1a");
     terminal.expect("Stopped");
     terminal.expect("fold> ");
-    terminal.fg("sleep 1000'\r\n");
+    terminal.line("fg");
+    terminal.expect("sleep 1000'\r\n");
     terminal.line("fleece");
     terminal.expect("fleece\r\nfleece");
     // The whole job: not its first process alone.

@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use hurdle_tests::leaks::{descendants, describe, in_foreground, processes_marked};
 use hurdle_tests::pty::Terminal;
 use hurdle_tests::{Hurdle, until};
 
@@ -38,6 +39,17 @@ fn status(terminal: &mut Terminal, expected: i32) {
     terminal.expect("fold> ");
 }
 
+/// Brings the job with this command line to the foreground. The shell shows it before it hands its terminal over: a key typed in
+/// between is the shell's, natively too.
+fn fg(terminal: &mut Terminal, command: &str) {
+    let is_shell = |pid: &u32| describe(*pid).contains(": /bin/bash --noprofile ");
+    let shell = [terminal.id()].into_iter().chain(descendants(terminal.id())).find(is_shell).expect("a shell");
+    assert!(in_foreground(shell), "{}", terminal.screen());
+    terminal.line("fg");
+    terminal.expect(command);
+    until("the shell hands its terminal over", || (!in_foreground(shell)).then_some(()));
+}
+
 fn session(levels: Option<&[&[&str]]>) {
     let (hurdle, mut terminal) = start(levels);
 
@@ -69,7 +81,7 @@ fn session(levels: Option<&[&[&str]]>) {
     terminal.line("jobs");
     terminal.expect("Running");
     terminal.expect("fold> ");
-    terminal.fg("sleep 2000");
+    fg(&mut terminal, "sleep 2000");
     terminal.keys("\x03");
     terminal.expect("fold> ");
     status(&mut terminal, 130);
@@ -80,7 +92,8 @@ fn session(levels: Option<&[&[&str]]>) {
     terminal.line("until jobs | grep Stopped; do :; done");
     terminal.expect("Stopped");
     terminal.expect("fold> ");
-    terminal.fg("cat\r\n");
+    terminal.line("fg");
+    terminal.expect("cat\r\n");
     terminal.line("fleece");
     // Once as the terminal's echo, once by cat.
     terminal.expect("fleece\r\nfleece\r\n");
@@ -106,9 +119,9 @@ fn session(levels: Option<&[&[&str]]>) {
 /// True once a process with this command line is below the terminal, or carries the environment's mark.
 fn running(hurdle: &Hurdle, terminal: &Terminal, marked: bool, command: &str) -> Option<()> {
     let found = if marked {
-        hurdle_tests::leaks::processes_marked(hurdle.mark())
+        processes_marked(hurdle.mark())
     } else {
-        hurdle_tests::leaks::descendants(terminal.id()).into_iter().map(hurdle_tests::leaks::describe).collect()
+        descendants(terminal.id()).into_iter().map(describe).collect()
     };
     found.iter().any(|line| line.trim_end().ends_with(&format!(": {command}"))).then_some(())
 }
@@ -152,7 +165,7 @@ fn a_nested_one_is_a_job() {
         terminal.line("jobs");
         terminal.expect("Running");
         terminal.expect("fold> ");
-        terminal.fg("sleep 4000'");
+        fg(&mut terminal, "sleep 4000'");
         terminal.keys("\x03");
         terminal.expect("fold> ");
         status(&mut terminal, 130);

@@ -124,7 +124,8 @@ impl Hostile {
             "shouts" => {
                 let core = self.kept.lock().expect("no panic").pop().expect("the bootstrap channel");
                 std::thread::spawn(move || {
-                    let frame = Header::new(Kind::Reply, 2, 1, 77).encode();
+                    // Well-formed: what breaks the protocol before `borrow` is answered would end it.
+                    let frame = Header { fds: 1, ..Header::new(Kind::Reply, 2, 1, 77) }.encode();
                     while seqpacket::send(core.as_fd(), &frame, &[null().as_fd()], true).is_ok() {}
                 });
             }

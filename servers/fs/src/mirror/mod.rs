@@ -280,9 +280,6 @@ impl Shared {
         let mut request = vec![0; BUFFER];
         let mut reply = vec![0; BUFFER];
         while let Some(mut quick) = this.turns.wait() {
-            if this.stop.load(Ordering::Acquire) {
-                break;
-            }
             let waits = Instant::now();
             if *quick >= BURST && near.is_none() && *spare.get_or_init(spare_cpu) {
                 this.wait_awake(waits);
