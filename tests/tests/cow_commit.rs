@@ -140,6 +140,36 @@ fn a_commit_against_a_running_environment_loses_nothing() {
     discard(&cow, &name);
 }
 
+/// Without a name it is in memory, and as much its environment's own.
+#[test]
+fn a_layer_in_memory_is_carried_over_while_its_environment_runs_if_asked() {
+    for size in ["", ",size=64M"] {
+        let cow = before();
+        let name = cow.hurdle.name("memory");
+        let logs = cow.hurdle.logs();
+        let fs = format!("cow{size},share={}", logs.display());
+        let wait = |file: &str| format!("until [ -e {}/{file} ]; do sleep 0.02; done", logs.display());
+        let first = format!("echo first > 1/first; echo ready; {}", wait("go"));
+        let script = format!("{first}; echo second > 1/second; echo done; {}", wait("end"));
+        let mut command = cow.command(&["--name", &name, "--fs", &fs, "--auth", "root"], "/bin/sh");
+        let running = cow.hurdle.start(command.args(["-ec", &script]), "running.log");
+        until("it has written", || running.log().contains("ready").then_some(()));
+        let by = format!("is in use by environment {name}");
+        cow.hurdle.call(&["commit", &name]).exits(125).says(&by).says("--running");
+        cow.hurdle.call(&["discard", &name]).exits(125).says(&by);
+        cow.assert_untouched();
+        cow.hurdle.call(&["commit", "--running", &name]).success();
+        assert_eq!(sh(cow.dir(), "cat 1/first").success().stdout, "first\n");
+        std::fs::write(logs.join("go"), "").expect("own file");
+        until("it goes on", || running.log().contains("done").then_some(()));
+        cow.hurdle.call(&["commit", "--running", &name]).success();
+        assert_eq!(sh(cow.dir(), "cat 1/first 1/second").success().stdout, "first\nsecond\n");
+        std::fs::write(logs.join("end"), "").expect("own file");
+        assert!(running.join().success());
+        cow.hurdle.assert_nothing_left();
+    }
+}
+
 /// One layer, two environments: the second is refused while the first writes.
 #[test]
 fn a_layer_is_one_environments() {

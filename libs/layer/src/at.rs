@@ -155,10 +155,13 @@ pub(crate) fn read_link(dir: impl AsFd, name: &CStr) -> Result<CString, Errno> {
     rustix::fs::readlinkat(dir, name, Vec::new())
 }
 
-/// Opens a regular file for reading. A FIFO or a device in its place is not waited for.
+/// Opens a regular file for reading. A FIFO or a device in its place is not waited for; ESTALE: the name is of another kind of file by
+/// now.
 pub(crate) fn open_file(dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    rustix::fs::openat(dir, name, flags, Mode::empty())
+    let file = rustix::fs::openat(dir, name, flags, Mode::empty())?;
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode);
+    if kind == FileType::RegularFile { Ok(file) } else { Err(Errno::STALE) }
 }
 
 /// Longer paths than this are walked in parts.
@@ -207,4 +210,25 @@ pub(crate) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
 /// Whether `path` is `dir` or lies below it; both relative.
 pub(crate) fn is_below(path: &[u8], dir: &[u8]) -> bool {
     dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_regular_file_any_more_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = std::fs::File::open(dir.path()).unwrap();
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        std::fs::create_dir(dir.path().join("dir")).unwrap();
+        std::os::unix::fs::symlink("file", dir.path().join("link")).unwrap();
+        rustix::fs::mknodat(&fd, "fifo", FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let open = |name: &CStr| open_file(&fd, name).map(drop);
+        assert_eq!(open(c"file"), Ok(()));
+        assert_eq!(
+            [c"dir", c"fifo", c"link", c"none"].map(open),
+            [Errno::STALE, Errno::STALE, Errno::LOOP, Errno::NOENT].map(Err)
+        );
+    }
 }

@@ -13,6 +13,7 @@ use crate::error::{At as _, Result};
 use crate::lower::{Dir, Found};
 use crate::marks::Marks;
 use crate::view::View;
+use crate::walk::TRIES;
 
 /// A file with what it holds, ready to be read.
 #[derive(Debug)]
@@ -47,6 +48,26 @@ impl View<'_> {
         let (dir, name) = self.upper_parent(change)?;
         let read = Marks::read(&dir, &name, self.prefix).and_then(|marks| marks.values(&dir, &name));
         read.at(|| crate::text::path(&change.path))
+    }
+
+    /// What `read` finds of a change, unless that has gone since: its environment may still run.
+    pub(crate) fn unless_gone<T>(&self, change: &Change, read: impl Fn() -> Result<T>) -> Result<Option<T>> {
+        let was = change.place.upper.map(|stat| stat.kind);
+        let is_there = || {
+            let (dir, name) = self.upper_parent(change).ok()?;
+            at::stat(&dir, &name).ok()?.filter(|now| Some(now.kind) == was)
+        };
+        for tries in 0.. {
+            match read() {
+                Err(e) if e.is_of_moving() && tries < TRIES => {
+                    if is_there().is_none() {
+                        break;
+                    }
+                }
+                done => return done.map(Some),
+            }
+        }
+        Ok(None)
     }
 
     /// What was there before.

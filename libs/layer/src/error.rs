@@ -77,6 +77,16 @@ impl Error {
         }
     }
 
+    /// Whether the kernel's answer is one that a name gives which goes, or becomes another file's, while it is looked at.
+    pub(crate) fn is_of_moving(&self) -> bool {
+        use rustix::io::Errno;
+        let Error::Io { source, .. } = self else { return false };
+        // XDEV: openat2(2) of what the overlay moves out of the tree to delete it. The last ones are of another kind of file: readlink(2),
+        // open(2).
+        let answers = [Errno::NOENT, Errno::NOTDIR, Errno::STALE, Errno::LOOP, Errno::XDEV, Errno::INVAL, Errno::NXIO];
+        Errno::from_io_error(source).is_some_and(|errno| answers.contains(&errno))
+    }
+
     pub(crate) fn damaged(path: &Path, why: impl Into<String>) -> Error {
         Error::Damaged { path: path.into(), why: why.into() }
     }

@@ -207,6 +207,11 @@ impl Layer {
         Ok(lock)
     }
 
+    /// Takes the lock of a layer that was just made in `dir`, so nobody else has it, nor lies on it. `path` is for messages.
+    pub fn lock_new(dir: impl AsFd, path: &Path, by: &str) -> Result<Lock> {
+        Lock::take(dir.as_fd(), path, LOCK, true, by)
+    }
+
     /// Takes it as the base of an environment: nobody writes it meanwhile.
     pub fn lock_shared(&self) -> Result<Lock> {
         Lock::take(self.as_fd(), &self.path, LOCK, false, "")

@@ -40,6 +40,13 @@ pub fn patch(view: &View<'_>, changes: &[Change], out: &mut dyn Write) -> Result
 fn one(view: &View<'_>, all: &[Change], change: &Change, out: &mut dyn Write) -> Result<()> {
     let old_path = change.place.lower.as_deref().map(|lower| view.path(change.place.mount, lower));
     let old_path = old_path.as_deref().or(change.from.as_deref()).unwrap_or(&change.path);
+    let new = match change.is.filter(known) {
+        Some(attr) => {
+            let Some(body) = view.unless_gone(change, || view.now(change))? else { return Ok(()) };
+            Some(Side { path: &change.path, attr, body })
+        }
+        None => None,
+    };
     let was_dir = change.was.is_some_and(|attr| attr.kind == Type::Directory);
     if was_dir && matches!(change.kind, Kind::Deleted | Kind::Type) {
         removed_tree(view, change, out)?;
@@ -49,10 +56,6 @@ fn one(view: &View<'_>, all: &[Change], change: &Change, out: &mut dyn Write) ->
     }
     let old = match change.was.filter(known) {
         Some(attr) => Some(Side { path: old_path, attr, body: view.before(change)? }),
-        None => None,
-    };
-    let new = match change.is.filter(known) {
-        Some(attr) => Some(Side { path: &change.path, attr, body: view.now(change)? }),
         None => None,
     };
     if change.kind == Kind::Type {

@@ -60,8 +60,8 @@ pub fn join_renames(view: &View<'_>, changes: &mut Vec<Change>) -> Result<()> {
 }
 
 fn same(view: &View<'_>, old: &Change, new: &Change) -> Result<bool> {
-    match (view.before(old)?, view.now(new)?) {
-        (Body::File(a), Body::File(b)) => compare::same(&a.into(), &b.into()).at(|| crate::text::path(&new.path)),
+    match (view.before(old)?, view.unless_gone(new, || view.now(new))?) {
+        (Body::File(a), Some(Body::File(b))) => compare::same(&a.into(), &b.into()).at(|| crate::text::path(&new.path)),
         _ => Ok(false),
     }
 }

@@ -166,8 +166,8 @@ impl Walk {
             match self.entry(from, &name, &path, &stat) {
                 Ok(()) => drop(seen.insert(name)),
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::STALE | Errno::LOOP) => {}
-                // What these mean of another kind of file: readlink(2), read(2), open(2), setxattr(2).
-                Err(Errno::INVAL | Errno::ISDIR | Errno::NXIO | Errno::PERM) if !is_still(from, &name, &stat)? => {}
+                // What these mean of another kind of file: readlink(2), open(2), setxattr(2).
+                Err(Errno::INVAL | Errno::NXIO | Errno::PERM) if !is_still(from, &name, &stat)? => {}
                 Err(e) => return Err(e),
             }
         }

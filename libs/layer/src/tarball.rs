@@ -31,8 +31,9 @@ pub fn tarball(view: &View<'_>, changes: &[Change], out: &mut dyn Write) -> Resu
         if change.kind == Kind::Same {
             continue;
         }
-        let xattrs = view.xattrs_now(change)?;
-        tar.entry(&change.path, &is, &stat, view.now(change)?, &xattrs)?;
+        let read = || Ok((view.now(change)?, view.xattrs_now(change)?));
+        let Some((body, xattrs)) = view.unless_gone(change, read)? else { continue };
+        tar.entry(&change.path, &is, &stat, body, &xattrs)?;
         // A directory in place of something else needs no mark: a layer replaces what is no directory.
         if change.kind == Kind::Renamed && is.kind == Type::Directory {
             tar.moved(view, changes, change)?;

@@ -30,9 +30,10 @@ pub struct Options {
 pub fn walk(view: &mut View<'_>, options: Options) -> Result<Vec<Change>> {
     let mut all = Vec::new();
     for mount in (0..view.mounts.len()).filter(|mount| !view.mounts[*mount].gone).collect::<Vec<_>>() {
-        let mut walk = Walk { view, mount, options, changes: Vec::new(), moved: BTreeSet::new() };
+        let mut walk = Walk { view, mount, options, changes: Vec::new(), moved: Vec::new(), failed: false };
         walk.root()?;
         let Walk { changes, moved, .. } = walk;
+        let moved = moved.into_iter().collect();
         all.extend(changes.into_iter().filter_map(|change| settle(change, &moved)));
     }
     resolve_owners(view, &mut all);
@@ -60,13 +61,18 @@ fn settle(mut change: Change, moved: &BTreeSet<Vec<u8>>) -> Option<Change> {
     Some(Change { kind: Kind::Added, what: Vec::new(), from: None, was: None, ..change })
 }
 
+/// How often an entry is looked at again that moves each time.
+pub(crate) const TRIES: usize = 16;
+
 struct Walk<'v, 'l> {
     view: &'v View<'l>,
     mount: usize,
     options: Options,
     changes: Vec<Change>,
     /// Paths in the trees below that directories of the layer were renamed from.
-    moved: BTreeSet<Vec<u8>>,
+    moved: Vec<Vec<u8>>,
+    /// An entry could not be looked at, however often.
+    failed: bool,
 }
 
 /// The directory below one that is walked.
@@ -127,11 +133,10 @@ impl Walk<'_, '_> {
         let mut here = BTreeSet::new();
         for (name, _) in names {
             let rel = at::join(rel, name.to_bytes());
-            let Some(stat) = self.context(at::stat(upper, &name), &rel)? else { continue };
-            if opaque && level.is_some() && !stat.is_whiteout() {
-                here.insert(name.clone());
+            let stat = self.steady(upper, &name, &rel, level.as_ref(), opaque)?;
+            if opaque && level.is_some() && stat.is_some_and(|stat| !stat.is_whiteout()) {
+                here.insert(name);
             }
-            self.entry(upper, &name, rel, stat, level.as_ref(), opaque)?;
         }
         if let Some(level) = level.filter(|_| opaque) {
             for (name, found) in self.context(self.lower().list(&level.dir), rel)? {
@@ -143,6 +148,33 @@ impl Walk<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// An entry, also of a layer that is being written: what became another one while it was looked at is looked at again, and `None`
+    /// is what went. Nothing stays of what was seen of it.
+    fn steady(
+        &mut self,
+        upper: BorrowedFd<'_>,
+        name: &CStr,
+        rel: &[u8],
+        level: Option<&Level>,
+        opaque: bool,
+    ) -> Result<Option<Stat>> {
+        let (changes, moved) = (self.changes.len(), self.moved.len());
+        for tries in 0.. {
+            let Some(stat) = self.context(at::stat(upper, name), rel)? else { return Ok(None) };
+            match self.entry(upper, name, rel.to_vec(), stat, level, opaque) {
+                Err(e) if e.is_of_moving() && tries < TRIES && !self.failed => {
+                    self.changes.truncate(changes);
+                    self.moved.truncate(moved);
+                }
+                done => {
+                    self.failed = done.is_err();
+                    return done.map(|()| Some(stat));
+                }
+            }
+        }
+        Ok(None)
     }
 
     fn entry(
@@ -251,7 +283,7 @@ impl Walk<'_, '_> {
             self.added(&entry, true);
             return self.directory(inner, &rel, None, false);
         };
-        self.moved.insert(from.clone());
+        self.moved.push(from.clone());
         let via = Some(from.clone());
         let below = Below { dir: &above, name: &name, found, path: from.clone(), via: via.clone() };
         self.compare(&entry, &below, Kind::Renamed)?;

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use common::random::{self, Random};
 use common::snapshot::{self, Tree};
-use common::{World, again_inside, host_root, line};
-use hurdle_layer::{Change, Options};
+use common::{World, again_inside, host_root, line, meanwhile, owners};
+use hurdle_layer::{Change, Options, View};
 
 /// What a comparison of the trees says, in the form of [`line`], without what changed; what is below a deleted directory is
 /// left out.
@@ -186,4 +186,34 @@ fn a_renamed_directory_is_one_change() {
         "R /z from /a",
     ];
     assert_eq!(world.lines(), wanted);
+}
+
+/// A program renames, writes and deletes all the time: what it leaves alone is told whole, and nothing fails.
+#[test]
+fn what_moves_meanwhile_does_no_harm() {
+    if again_inside("what_moves_meanwhile_does_no_harm") {
+        return;
+    }
+    let world = World::new();
+    let mut random = Random::new(2);
+    fs::create_dir(world.host().join("busy")).unwrap();
+    random::grow(&world.host().join("busy"), &mut random, 40);
+    world.mount(&[], true);
+    let still = world.merged().join("still");
+    fs::create_dir(&still).unwrap();
+    for n in 0..100 {
+        fs::write(still.join(format!("{n}")), format!("{n}")).unwrap();
+    }
+    meanwhile(&world.merged().join("busy"), || {
+        for _ in 0..200 {
+            let mut view = View::open(&world.layer, &world.host(), owners()).unwrap();
+            let mut changes = hurdle_layer::walk(&mut view, Options::default()).unwrap_or_else(|e| panic!("{e}"));
+            hurdle_layer::patch(&view, &changes, &mut std::io::sink()).unwrap_or_else(|e| panic!("patch: {e}"));
+            hurdle_layer::tarball(&view, &changes, &mut std::io::sink()).unwrap_or_else(|e| panic!("tar: {e}"));
+            hurdle_layer::join_renames(&view, &mut changes).unwrap_or_else(|e| panic!("renames: {e}"));
+            let told = letters(&changes).into_iter().filter(|line| line.starts_with("A /still/")).count();
+            assert_eq!(told, 100);
+        }
+    });
+    world.unmount();
 }

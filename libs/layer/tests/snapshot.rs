@@ -5,11 +5,10 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::random::{self, Random};
 use common::snapshot::{differences, tree};
-use common::{World, again_inside, host_root};
+use common::{World, again_inside, host_root, meanwhile};
 use hurdle_layer::{Error, Layer, list, snapshot, sweep};
 
 #[test]
@@ -42,14 +41,6 @@ fn a_snapshot_shows_what_the_layer_showed() {
     }
 }
 
-struct Stop<'s>(&'s AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// A program renames, writes and deletes all the time: what it leaves alone is whole, and nothing fails.
 #[test]
 fn what_moves_meanwhile_does_no_harm() {
@@ -64,18 +55,8 @@ fn what_moves_meanwhile_does_no_harm() {
         fs::write(at(&format!("still/a/b/{n}")), format!("{n}")).unwrap();
     }
     fs::create_dir(at("busy")).unwrap();
-    let stop = AtomicBool::new(false);
-    let busy = at("busy");
     let still = tree(&at("still"));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut random = Random::new(1);
-            while !stop.load(Ordering::Relaxed) {
-                random::change(&busy, &mut random, false);
-            }
-        });
-        // Also if this fails.
-        let _stop = Stop(&stop);
+    meanwhile(&at("busy"), || {
         for n in 0..10 {
             let path = world.dir.path().join(format!("copy{n}"));
             let done = snapshot(&world.layer, &path).unwrap_or_else(|e| panic!("{e}"));

@@ -1,9 +1,11 @@
 //! What the server kinds mean: which crate plans them, which program serves them, what can become what.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use hurdle_core::{Command, Policy};
+use hurdle_layer::Lock;
 use hurdle_proto::plan::{IdMap, Layered, MapWriter, Plan};
 use hurdle_proto::spec::{Layer, Spec, SpecError};
 use hurdle_sys::process;
@@ -81,14 +83,25 @@ fn programs(spec: &Spec) -> Result<(), String> {
 }
 
 /// The one policy of the `hurdle` command.
-#[derive(Default)]
 pub(crate) struct Standard {
+    /// The environment's name.
+    name: String,
     /// The layer in memory whose changes are kept, if there is one.
-    pub(crate) memory: Option<Arc<Memory>>,
+    memory: Option<Arc<Memory>>,
+    /// That of a layer in memory: nobody else writes it while the environment lives.
+    lock: OnceLock<Lock>,
+}
+
+impl Standard {
+    pub(crate) fn new(name: &str, memory: Option<Arc<Memory>>) -> Standard {
+        Standard { name: name.into(), memory, lock: OnceLock::new() }
+    }
 }
 
 impl Policy for Standard {
     fn made(&self, layer: &OwnedFd) -> Result<(), String> {
+        let lock = hurdle_layer::Layer::lock_new(layer, Path::new(&self.name), &format!("environment {}", self.name));
+        let _ = self.lock.set(lock.map_err(|e| e.to_string())?);
         self.memory.as_ref().map_or(Ok(()), |memory| memory.made(layer))
     }
 

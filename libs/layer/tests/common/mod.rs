@@ -9,6 +9,7 @@ pub mod snapshot;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hurdle_layer::{Change, Extent, Ids, Layer, Meta, Options, Owners, View};
 use tempfile::TempDir;
@@ -149,4 +150,26 @@ pub fn line(change: &Change) -> String {
         text.push_str(&format!(" {}", what.join(",")));
     }
     text
+}
+
+/// Runs `test` while somebody changes `busy` at random, all the time.
+pub fn meanwhile(busy: &Path, test: impl FnOnce()) {
+    struct Stop<'s>(&'s AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = random::Random::new(1);
+            while !stop.load(Ordering::Relaxed) {
+                random::change(busy, &mut random, false);
+            }
+        });
+        // Also if the test fails.
+        let _stop = Stop(&stop);
+        test();
+    });
 }

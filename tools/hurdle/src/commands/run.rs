@@ -73,6 +73,7 @@ pub(crate) fn run(options: Run, door: Option<door::Client>) -> Result<ExitCode, 
     process::one_heap();
     let points = MountPoints::make(&plan).map_err(|e| Failure::new("the tree of --fs root", e))?;
     let setup = Setup {
+        policy: Box::new(Standard::new(&name, held.as_ref().and_then(Held::memory))),
         name: Some(name),
         plan,
         rights,
@@ -86,7 +87,6 @@ pub(crate) fn run(options: Run, door: Option<door::Client>) -> Result<ExitCode, 
             confirm: options.detach,
         },
         owner: options.owner.map(owner).transpose()?,
-        policy: Box::new(Standard { memory: held.as_ref().and_then(Held::memory) }),
     };
     if options.detach {
         drop(told);
