@@ -87,6 +87,15 @@ pub(crate) fn stat_fd(fd: impl AsFd) -> Result<Stat, Errno> {
     read_stat(fd.as_fd(), c"", AtFlags::EMPTY_PATH)
 }
 
+/// Whether the kernel's answer is one that a name gives which goes, or becomes another file's, while it is looked at. EXDEV: openat2(2) of
+/// what the overlay moves out of the tree to delete it; the last ones are of another kind of file: readlink(2), open(2).
+pub(crate) fn is_of_moving(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::NOENT | Errno::NOTDIR | Errno::STALE | Errno::LOOP | Errno::XDEV | Errno::INVAL | Errno::NXIO
+    )
+}
+
 /// A name with its value.
 pub(crate) type Xattr = (CString, Vec<u8>);
 

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::at;
+
 /// The result of most calls of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -77,14 +79,10 @@ impl Error {
         }
     }
 
-    /// Whether the kernel's answer is one that a name gives which goes, or becomes another file's, while it is looked at.
+    /// Whether [`at::is_of_moving`] holds of it.
     pub(crate) fn is_of_moving(&self) -> bool {
-        use rustix::io::Errno;
         let Error::Io { source, .. } = self else { return false };
-        // XDEV: openat2(2) of what the overlay moves out of the tree to delete it. The last ones are of another kind of file: readlink(2),
-        // open(2).
-        let answers = [Errno::NOENT, Errno::NOTDIR, Errno::STALE, Errno::LOOP, Errno::XDEV, Errno::INVAL, Errno::NXIO];
-        Errno::from_io_error(source).is_some_and(|errno| answers.contains(&errno))
+        rustix::io::Errno::from_io_error(source).is_some_and(at::is_of_moving)
     }
 
     pub(crate) fn damaged(path: &Path, why: impl Into<String>) -> Error {

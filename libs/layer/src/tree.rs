@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
+use crate::at;
+
 /// How a directory is opened to be read.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -21,7 +23,11 @@ pub(crate) fn names(dir: impl AsFd) -> Result<Vec<(CString, FileType)>, Errno> {
     let mut buffer = Vec::with_capacity(32 * 1024);
     let mut raw = RawDir::new(dir, buffer.spare_capacity_mut());
     while let Some(entry) = raw.next() {
-        let entry = entry?;
+        let entry = match entry {
+            // It was removed meanwhile (getdents(2)).
+            Err(Errno::NOENT) => break,
+            entry => entry?,
+        };
         let name = entry.file_name();
         if name != c"." && name != c".." {
             found.push((name.to_owned(), entry.file_type()));
@@ -96,7 +102,7 @@ pub(crate) fn usage(dir: BorrowedFd<'_>, sum: &mut Usage) -> Result<(), Errno> {
             match open_dir(dir, &name) {
                 Ok(inner) => usage(inner.as_fd(), sum)?,
                 Err(Errno::ACCESS) => sum.unreadable += 1,
-                Err(Errno::NOENT) => {}
+                Err(e) if at::is_of_moving(e) => {}
                 Err(e) => return Err(e),
             }
         }
@@ -129,7 +135,8 @@ pub(crate) fn foreign(dir: BorrowedFd<'_>, me: u32, read: bool) -> Result<bool, 
         match open_dir(dir, &name) {
             Ok(inner) if foreign(inner.as_fd(), me, read)? => return Ok(true),
             // What its owner has closed to himself he can open again.
-            Ok(_) | Err(Errno::NOENT | Errno::ACCESS) => {}
+            Ok(_) | Err(Errno::ACCESS) => {}
+            Err(e) if at::is_of_moving(e) => {}
             Err(e) => return Err(e),
         }
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::random::{self, Random};
 use common::snapshot::{self, Tree, differences};
-use common::{World, again_inside, host_root, owners};
+use common::{World, again_inside, host_root, meanwhile, owners};
 use hurdle_layer::commit::{self, Done, How};
 use hurdle_layer::{Change, Error, Layer, View};
 
@@ -400,4 +400,47 @@ fn one_commit_at_a_time_and_none_of_a_layer_in_use() {
     world.unmount();
     commit_all(&world);
     assert_eq!(fs::read(world.host().join("file")).unwrap(), b"newer");
+}
+
+/// Files come and go while they are carried over: what is left alone is carried whole, nothing is left beside, and at the end the host has
+/// what the environment has.
+#[test]
+fn what_moves_meanwhile_does_no_harm() {
+    if again_inside("what_moves_meanwhile_does_no_harm") {
+        return;
+    }
+    let world = World::new();
+    fs::create_dir(world.host().join("busy")).unwrap();
+    world.mount(&[], true);
+    let busy = world.merged().join("busy");
+    fs::create_dir(world.merged().join("still")).unwrap();
+    let mut random = Random::new(3);
+    let change = || {
+        let [one, other] = [(); 2].map(|()| busy.join(format!("d{}/f{}", random.below(3), random.below(6))));
+        let _ = match random.below(7) {
+            0 => fs::create_dir(one.parent().unwrap()),
+            1 | 2 => fs::remove_file(&one).and_then(|()| fs::write(&one, random.content())),
+            3 => fs::remove_file(&one),
+            4 => fs::hard_link(&one, &other),
+            5 => symlink("x", &one),
+            _ if random.below(20) == 0 => fs::remove_dir_all(one.parent().unwrap()),
+            _ => fs::write(&one, ""),
+        };
+    };
+    meanwhile(change, || {
+        for n in 0..100 {
+            fs::write(world.merged().join(format!("still/{n}")), format!("{n}")).unwrap();
+            let how = How { force: true, running: true };
+            commit_some(&world, how, &mut |_| true).unwrap_or_else(|e| panic!("{n}: {e}"));
+            assert_eq!(fs::read_to_string(world.host().join(format!("still/{n}"))).unwrap(), format!("{n}"));
+        }
+    });
+    world.unmount();
+    // Without what it remembers of the host.
+    world.mount(&[], true);
+    let is = snapshot::tree(&world.merged());
+    world.unmount();
+    commit_all(&world);
+    assert_same(&is, &snapshot::tree(&world.host()), &"at the end");
+    assert_tidy(&world, &"at the end");
 }

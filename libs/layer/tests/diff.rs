@@ -204,16 +204,21 @@ fn what_moves_meanwhile_does_no_harm() {
     for n in 0..100 {
         fs::write(still.join(format!("{n}")), format!("{n}")).unwrap();
     }
-    meanwhile(&world.merged().join("busy"), || {
-        for _ in 0..200 {
-            let mut view = View::open(&world.layer, &world.host(), owners()).unwrap();
-            let mut changes = hurdle_layer::walk(&mut view, Options::default()).unwrap_or_else(|e| panic!("{e}"));
-            hurdle_layer::patch(&view, &changes, &mut std::io::sink()).unwrap_or_else(|e| panic!("patch: {e}"));
-            hurdle_layer::tarball(&view, &changes, &mut std::io::sink()).unwrap_or_else(|e| panic!("tar: {e}"));
-            hurdle_layer::join_renames(&view, &mut changes).unwrap_or_else(|e| panic!("renames: {e}"));
-            let told = letters(&changes).into_iter().filter(|line| line.starts_with("A /still/")).count();
-            assert_eq!(told, 100);
-        }
-    });
+    let busy = world.merged().join("busy");
+    meanwhile(
+        || drop(random::change(&busy, &mut random, false)),
+        || {
+            for _ in 0..200 {
+                let mut view = View::open(&world.layer, &world.host(), owners()).unwrap();
+                let mut changes = hurdle_layer::walk(&mut view, Options::default()).unwrap_or_else(|e| panic!("{e}"));
+                hurdle_layer::patch(&view, &changes, &mut std::io::sink()).unwrap_or_else(|e| panic!("patch: {e}"));
+                hurdle_layer::tarball(&view, &changes, &mut std::io::sink()).unwrap_or_else(|e| panic!("tar: {e}"));
+                hurdle_layer::join_renames(&view, &mut changes).unwrap_or_else(|e| panic!("renames: {e}"));
+                world.layer.size().unwrap();
+                let told = letters(&changes).into_iter().filter(|line| line.starts_with("A /still/")).count();
+                assert_eq!(told, 100);
+            }
+        },
+    );
     world.unmount();
 }

@@ -56,19 +56,23 @@ fn what_moves_meanwhile_does_no_harm() {
     }
     fs::create_dir(at("busy")).unwrap();
     let still = tree(&at("still"));
-    meanwhile(&at("busy"), || {
-        for n in 0..10 {
-            let path = world.dir.path().join(format!("copy{n}"));
-            let done = snapshot(&world.layer, &path).unwrap_or_else(|e| panic!("{e}"));
-            assert!(done.copied >= 300, "{done:?}");
-            let layer = Layer::open(&path).unwrap();
-            assert_eq!(layer.meta().created, world.layer.meta().created);
-            let differences = differences(&still, &tree(&layer.upper(0).join("still")));
-            // Of attributes, the kernel's own lie there too.
-            let real: Vec<_> = differences.iter().filter(|line| !line.contains("overlay")).collect();
-            assert!(real.is_empty(), "{real:#?}");
-        }
-    });
+    let mut random = Random::new(1);
+    meanwhile(
+        || drop(random::change(&at("busy"), &mut random, false)),
+        || {
+            for n in 0..10 {
+                let path = world.dir.path().join(format!("copy{n}"));
+                let done = snapshot(&world.layer, &path).unwrap_or_else(|e| panic!("{e}"));
+                assert!(done.copied >= 300, "{done:?}");
+                let layer = Layer::open(&path).unwrap();
+                assert_eq!(layer.meta().created, world.layer.meta().created);
+                let differences = differences(&still, &tree(&layer.upper(0).join("still")));
+                // Of attributes, the kernel's own lie there too.
+                let real: Vec<_> = differences.iter().filter(|line| !line.contains("overlay")).collect();
+                assert!(real.is_empty(), "{real:#?}");
+            }
+        },
+    );
     world.unmount();
 }
 

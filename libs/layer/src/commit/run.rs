@@ -172,10 +172,22 @@ impl<'r, 'v> Hands<'r, 'v> {
             Step::Unslot { mount } => self.unslot(*mount),
             Step::Clean { at } => self.clean(at),
         };
+        let done = match done {
+            Err(e) if self.keep && at::is_of_moving(e) && self.is_gone(step) => Ok(()),
+            done => done,
+        };
         done.at(|| match step.spot() {
             Some(at) => format!("committing {}", crate::text::path(&self.view.path(at.mount, &at.rel))),
             None => "committing".into(),
         })
+    }
+
+    /// Whether what a step would carry over is not there any more: the environment goes on.
+    fn is_gone(&self, step: &Step) -> bool {
+        let (Step::Put { at, .. } | Step::Dress { at, .. }) = step else { return false };
+        let (rel, name) = at::split(&at.rel);
+        let there = at::open_below(self.view.upper(at.mount), rel, OFlags::PATH).and_then(|dir| at::stat(&dir, &name));
+        there.map_or_else(at::is_of_moving, |there| there.is_none())
     }
 
     /// The name that something has for a while, beside its place.
@@ -299,7 +311,11 @@ impl<'r, 'v> Hands<'r, 'v> {
 
     fn put(&mut self, at: &Spot, way: &Way, owner: &Owner, marked: bool, number: usize) -> Result<(), Errno> {
         match way {
-            Way::Link(to) => self.link(at, to, number),
+            Way::Link(to) => match self.link(at, to, number) {
+                // Its other name went before it was carried over.
+                Err(Errno::NOENT) if self.keep => self.copy(at, owner, number),
+                other => other,
+            },
             Way::Copy => self.copy(at, owner, number),
             Way::Take if self.apart.contains_key(&at.mount) => self.copy(at, owner, number),
             Way::Take => match self.take_file(at, owner, marked) {
@@ -356,40 +372,23 @@ impl<'r, 'v> Hands<'r, 'v> {
 
     fn copy(&mut self, at: &Spot, owner: &Owner, number: usize) -> Result<(), Errno> {
         let temporary = self.temporary(number);
-        let (prefix, mirrored, keep) = (self.view.prefix, self.view.ids().mirrored, self.keep);
+        let (view, keep) = (self.view, self.keep);
         let (host, upper, name) = self.both(at)?;
         for attempt in 1.. {
-            // The environment has taken it away, or an earlier commit's clean-up has.
-            let Some(stat) = at::stat(&upper.fd, &name)? else { return Ok(()) };
+            let stat = at::stat(&upper.fd, &name)?.filter(|stat| !stat.is_dir());
             remove_file(host.fd.as_fd(), &temporary)?;
-            let wanted = Marks::read(&upper.fd, &name, prefix)?.values(&upper.fd, &name)?;
-            make(host, upper, &name, &temporary, &stat, owner)?;
-            let inherits = inherits(host)?;
-            let dir = host.fd.as_fd();
-            if mirrored || !wanted.is_empty() || inherits {
-                let mut now = plain_xattrs(dir, &temporary)?;
-                attrs::drop_inherited(dir, &temporary, &wanted)?;
-                now.retain(|(key, _)| !key.to_bytes().starts_with(b"system.posix_acl"));
-                let mut wanted = wanted;
-                if mirrored {
-                    let mut unseen = match at::stat(dir, &name)?.filter(|old| old.kind == stat.kind) {
-                        Some(_) => plain_xattrs(dir, &name)?,
-                        None => Vec::new(),
-                    };
-                    unseen.retain(|(key, _)| !key.to_bytes().starts_with(b"user."));
-                    unseen.retain(|(key, _)| !wanted.iter().any(|(own, _)| own == key));
-                    wanted.append(&mut unseen);
+            // The environment has taken it away, or an earlier commit's clean-up has.
+            let Some(stat) = stat else { break };
+            let again = keep && attempt < TRIES;
+            match copy_to(view, host, upper, &name, &temporary, &stat, owner) {
+                Err(e) if again && at::is_of_moving(e) => {}
+                Err(e) => {
+                    remove_file(host.fd.as_fd(), &temporary)?;
+                    return Err(e);
                 }
-                // What the system itself gives to each new file (a label) is kept where the layer has none.
-                now.retain(|(key, _)| wanted.iter().any(|(own, _)| own == key));
-                attrs::xattrs(dir, &temporary, &now, &wanted, mirrored)?;
-                attrs::chmod(dir, &temporary, stat.kind, attrs::mode(&stat, owner))?;
-                rustix::fs::utimensat(dir, &temporary, &attrs::times(&stat), AtFlags::SYMLINK_NOFOLLOW)?;
+                Ok(()) if again && moved_on(&at::stat(&upper.fd, &name)?, &stat) => {}
+                Ok(()) => return rustix::fs::renameat(&host.fd, &temporary, &host.fd, &name),
             }
-            if keep && attempt < TRIES && moved_on(&at::stat(&upper.fd, &name)?, &stat) {
-                continue;
-            }
-            return rustix::fs::renameat(dir, &temporary, dir, &name);
         }
         Ok(())
     }
@@ -401,7 +400,7 @@ impl<'r, 'v> Hands<'r, 'v> {
         let Some(now) = at::stat(&host.fd, &name)? else { return Err(Errno::NOENT) };
         if now.kind != stat.kind {
             // Another has taken its place since.
-            return Err(Errno::STALE);
+            return if self.keep { Ok(()) } else { Err(Errno::STALE) };
         }
         let dir = host.fd.as_fd();
         attrs::chown(dir, &name, &now, owner)?;
@@ -500,6 +499,43 @@ fn remove_file(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
         Err(Errno::NOENT) => Ok(()),
         other => other,
     }
+}
+
+/// Makes `temporary` on the host what `name` is in the layer.
+fn copy_to(
+    view: &View<'_>,
+    host: &mut Dir,
+    upper: &Dir,
+    name: &CStr,
+    temporary: &CStr,
+    stat: &Stat,
+    owner: &Owner,
+) -> Result<(), Errno> {
+    let mirrored = view.ids().mirrored;
+    let mut wanted = Marks::read(&upper.fd, name, view.prefix)?.values(&upper.fd, name)?;
+    make(host, upper, name, temporary, stat, owner)?;
+    let inherits = inherits(host)?;
+    let dir = host.fd.as_fd();
+    if !mirrored && wanted.is_empty() && !inherits {
+        return Ok(());
+    }
+    let mut now = plain_xattrs(dir, temporary)?;
+    attrs::drop_inherited(dir, temporary, &wanted)?;
+    now.retain(|(key, _)| !key.to_bytes().starts_with(b"system.posix_acl"));
+    if mirrored {
+        let mut unseen = match at::stat(dir, name)?.filter(|old| old.kind == stat.kind) {
+            Some(_) => plain_xattrs(dir, name)?,
+            None => Vec::new(),
+        };
+        unseen.retain(|(key, _)| !key.to_bytes().starts_with(b"user."));
+        unseen.retain(|(key, _)| !wanted.iter().any(|(own, _)| own == key));
+        wanted.append(&mut unseen);
+    }
+    // What the system itself gives to each new file (a label) is kept where the layer has none.
+    now.retain(|(key, _)| wanted.iter().any(|(own, _)| own == key));
+    attrs::xattrs(dir, temporary, &now, &wanted, mirrored)?;
+    attrs::chmod(dir, temporary, stat.kind, attrs::mode(stat, owner))?;
+    rustix::fs::utimensat(dir, temporary, &attrs::times(stat), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Makes `temporary` on the host what `name` is in the layer, but for extended attributes.

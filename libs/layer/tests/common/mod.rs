@@ -152,8 +152,8 @@ pub fn line(change: &Change) -> String {
     text
 }
 
-/// Runs `test` while somebody changes `busy` at random, all the time.
-pub fn meanwhile(busy: &Path, test: impl FnOnce()) {
+/// Runs `test` while somebody changes something, all the time.
+pub fn meanwhile(mut change: impl FnMut() + Send, test: impl FnOnce()) {
     struct Stop<'s>(&'s AtomicBool);
     impl Drop for Stop<'_> {
         fn drop(&mut self) {
@@ -163,9 +163,8 @@ pub fn meanwhile(busy: &Path, test: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let mut random = random::Random::new(1);
             while !stop.load(Ordering::Relaxed) {
-                random::change(busy, &mut random, false);
+                change();
             }
         });
         // Also if the test fails.
