@@ -53,17 +53,18 @@ impl View<'_> {
     /// What `read` finds of a change, unless that has gone since: its environment may still run.
     pub(crate) fn unless_gone<T>(&self, change: &Change, read: impl Fn() -> Result<T>) -> Result<Option<T>> {
         let was = change.place.upper.map(|stat| stat.kind);
-        let is_there = || {
-            let (dir, name) = self.upper_parent(change).ok()?;
-            at::stat(&dir, &name).ok()?.filter(|now| Some(now.kind) == was)
+        let is_there = || -> Result<bool> {
+            let (dir, name) = self.upper_parent(change)?;
+            let now = at::stat(&dir, &name).at(|| crate::text::path(&change.path))?;
+            Ok(now.is_some_and(|now| Some(now.kind) == was))
         };
         for tries in 0.. {
             match read() {
-                Err(e) if e.is_of_moving() && tries < TRIES => {
-                    if is_there().is_none() {
-                        break;
-                    }
-                }
+                Err(e) if e.is_of_moving() && tries < TRIES => match is_there() {
+                    Ok(true) => {}
+                    Err(e) if !e.is_of_moving() => return Err(e),
+                    _ => break,
+                },
                 done => return done.map(Some),
             }
         }

@@ -40,18 +40,18 @@ pub fn patch(view: &View<'_>, changes: &[Change], out: &mut dyn Write) -> Result
 fn one(view: &View<'_>, all: &[Change], change: &Change, out: &mut dyn Write) -> Result<()> {
     let old_path = change.place.lower.as_deref().map(|lower| view.path(change.place.mount, lower));
     let old_path = old_path.as_deref().or(change.from.as_deref()).unwrap_or(&change.path);
-    let new = match change.is.filter(known) {
+    let (new, gone) = match change.is.filter(known) {
         Some(attr) => {
-            let Some(body) = view.unless_gone(change, || view.now(change))? else { return Ok(()) };
-            Some(Side { path: &change.path, attr, body })
+            let body = view.unless_gone(change, || view.now(change))?;
+            let gone = body.is_none();
+            (body.map(|body| Side { path: &change.path, attr, body }), gone)
         }
-        None => None,
+        None => (None, false),
     };
     let was_dir = change.was.is_some_and(|attr| attr.kind == Type::Directory);
-    if was_dir && matches!(change.kind, Kind::Deleted | Kind::Type) {
+    if was_dir && (gone || matches!(change.kind, Kind::Deleted | Kind::Type)) {
         removed_tree(view, change, out)?;
-    }
-    if was_dir && change.kind == Kind::Renamed {
+    } else if was_dir && change.kind == Kind::Renamed {
         moved_tree(view, all, change, out)?;
     }
     let old = match change.was.filter(known) {

@@ -32,7 +32,10 @@ pub fn tarball(view: &View<'_>, changes: &[Change], out: &mut dyn Write) -> Resu
             continue;
         }
         let read = || Ok((view.now(change)?, view.xattrs_now(change)?));
-        let Some((body, xattrs)) = view.unless_gone(change, read)? else { continue };
+        let Some((body, xattrs)) = view.unless_gone(change, read)? else {
+            tar.whiteout(&change.path)?;
+            continue;
+        };
         tar.entry(&change.path, &is, &stat, body, &xattrs)?;
         // A directory in place of something else needs no mark: a layer replaces what is no directory.
         if change.kind == Kind::Renamed && is.kind == Type::Directory {

@@ -414,17 +414,18 @@ fn what_moves_meanwhile_does_no_harm() {
     world.mount(&[], true);
     let busy = world.merged().join("busy");
     fs::create_dir(world.merged().join("still")).unwrap();
-    let mut random = Random::new(3);
+    let (mut random, mut number) = (Random::new(3), 0);
     let change = || {
+        number += 1;
         let [one, other] = [(); 2].map(|()| busy.join(format!("d{}/f{}", random.below(3), random.below(6))));
         let _ = match random.below(7) {
             0 => fs::create_dir(one.parent().unwrap()),
-            1 | 2 => fs::remove_file(&one).and_then(|()| fs::write(&one, random.content())),
+            1 | 2 => fs::remove_file(&one).and_then(|()| fs::write(&one, number.to_string())),
             3 => fs::remove_file(&one),
             4 => fs::hard_link(&one, &other),
             5 => symlink("x", &one),
             _ if random.below(20) == 0 => fs::remove_dir_all(one.parent().unwrap()),
-            _ => fs::write(&one, ""),
+            _ => fs::write(&one, format!("again {number}")),
         };
     };
     meanwhile(change, || {
@@ -438,6 +439,56 @@ fn what_moves_meanwhile_does_no_harm() {
     world.unmount();
     // Without what it remembers of the host.
     world.mount(&[], true);
+    let is = snapshot::tree(&world.merged());
+    world.unmount();
+    commit_all(&world);
+    assert_same(&is, &snapshot::tree(&world.host()), &"at the end");
+    assert_tidy(&world, &"at the end");
+}
+
+/// What an environment that goes on does between the plan and the commit.
+#[test]
+fn what_changed_since_the_plan_is_left_to_the_next_commit() {
+    if again_inside("what_changed_since_the_plan_is_left_to_the_next_commit") {
+        return;
+    }
+    let world = World::new();
+    for name in ["name", "other", "again"] {
+        fs::write(world.host().join(name), "host").unwrap();
+    }
+    world.mount(&[], true);
+    let at = |name: &str| world.merged().join(name);
+    fs::remove_file(at("name")).unwrap();
+    fs::write(at("name"), "first").unwrap();
+    fs::remove_file(at("other")).unwrap();
+    fs::hard_link(at("name"), at("other")).unwrap();
+    fs::write(at("gone"), "first").unwrap();
+    fs::hard_link(at("gone"), at("stays")).unwrap();
+    fs::create_dir_all(at("dir/in")).unwrap();
+    fs::write(at("dir/in/file"), "first").unwrap();
+    fs::write(at("became"), "first").unwrap();
+    fs::remove_file(at("again")).unwrap();
+    let layer = Layer::open(world.layer.path()).unwrap();
+    let mut view = View::open(&layer, &world.host(), owners()).unwrap();
+    let plan = commit::plan(&mut view, How { force: true, running: true }, &mut |_| true).unwrap();
+
+    fs::write(at("new"), "second").unwrap();
+    fs::rename(at("new"), at("name")).unwrap();
+    fs::remove_file(at("gone")).unwrap();
+    fs::remove_dir_all(at("dir")).unwrap();
+    fs::remove_file(at("became")).unwrap();
+    fs::create_dir(at("became")).unwrap();
+    fs::write(at("again"), "second").unwrap();
+    commit::commit(&view, &plan, false).unwrap();
+
+    let text = |name: &str| fs::read_to_string(world.host().join(name)).ok();
+    let wanted = [("name", "second"), ("other", "first"), ("stays", "first"), ("again", "host")];
+    for (name, wanted) in wanted {
+        assert_eq!(text(name).as_deref(), Some(wanted), "{name}");
+    }
+    for name in ["gone", "dir", "became", "new"] {
+        assert!(!world.host().join(name).exists(), "{name}");
+    }
     let is = snapshot::tree(&world.merged());
     world.unmount();
     commit_all(&world);

@@ -5,6 +5,7 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use common::random::{self, Random};
 use common::snapshot::{differences, tree};
@@ -88,8 +89,15 @@ fn what_a_killed_snapshot_leaves_is_swept() {
     sweep(dir.path()).unwrap();
     assert!(dir.path().join(".new-1-copy").exists(), "one that is being made stays");
     drop(lock);
-    sweep(dir.path()).unwrap();
-    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(names, ["whole"]);
+    let swept = || {
+        sweep(dir.path()).unwrap();
+        fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>()
+    };
+    // What another test starts has the lock too until its exec.
+    let end = Instant::now() + Duration::from_secs(10);
+    while swept() != ["whole"] && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(swept(), ["whole"]);
     sweep(Path::new("/nonexistent")).unwrap();
 }

@@ -14,6 +14,7 @@ use crate::at::{self, Stat};
 use crate::error::{At as _, Error, Result};
 use crate::marks::{Marks, plain_xattrs};
 use crate::view::View;
+use crate::walk::TRIES;
 use crate::{copy, tree};
 
 /// How many files are put before the journal hears of it.
@@ -21,7 +22,7 @@ const BATCH: usize = 1000;
 /// Threads that copy.
 const THREADS: usize = 4;
 /// How often a file that is being written is copied again.
-const TRIES: usize = 3;
+const WRITTEN: usize = 3;
 
 /// Takes all steps that are left.
 pub(crate) fn run(view: &View<'_>, journal: &mut Journal) -> Result<()> {
@@ -156,7 +157,28 @@ impl<'r, 'v> Hands<'r, 'v> {
     }
 
     fn take(&mut self, step: &Step, number: usize) -> Result<()> {
-        let done = match step {
+        for tries in 0.. {
+            let done = match self.is_void(step) {
+                Ok(true) => Ok(()),
+                Ok(false) => self.step(step, number),
+                Err(e) => Err(e),
+            };
+            match done {
+                // The environment has moved it at this moment.
+                Err(e) if self.keep && tries < TRIES && at::is_of_moving(e) => (self.host, self.upper) = (None, None),
+                done => {
+                    return done.at(|| match step.spot() {
+                        Some(at) => format!("committing {}", crate::text::path(&self.view.path(at.mount, &at.rel))),
+                        None => "committing".into(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, step: &Step, number: usize) -> Result<(), Errno> {
+        match step {
             Step::Sync => Ok(()),
             Step::Unhide { at, below } => self.unhide(at, below.as_ref()),
             Step::Forget { at } => self.forget(at),
@@ -171,23 +193,38 @@ impl<'r, 'v> Hands<'r, 'v> {
             Step::Sweep { at, number } => self.sweep(at, *number),
             Step::Unslot { mount } => self.unslot(*mount),
             Step::Clean { at } => self.clean(at),
+        }
+    }
+
+    /// Whether an environment that goes on has taken away since what a step would carry over, or has again what it would remove. The layer
+    /// keeps all, so it is for the next commit.
+    fn is_void(&self, step: &Step) -> Result<bool, Errno> {
+        if !self.keep {
+            return Ok(false);
+        }
+        let there = |at: &Spot| Ok(self.now(at)?.filter(|stat| !stat.is_whiteout()));
+        // Its directory was void.
+        let nowhere = |at: &Spot| {
+            let dir = at::open_below(self.host_root(at.mount), at::split(&at.rel).0, OFlags::PATH);
+            dir.is_err_and(at::is_of_moving)
         };
-        let done = match done {
-            Err(e) if self.keep && at::is_of_moving(e) && self.is_gone(step) => Ok(()),
-            done => done,
-        };
-        done.at(|| match step.spot() {
-            Some(at) => format!("committing {}", crate::text::path(&self.view.path(at.mount, &at.rel))),
-            None => "committing".into(),
+        Ok(match step {
+            Step::Dir { at } => nowhere(at) || !there(at)?.is_some_and(|stat: Stat| stat.is_dir()),
+            Step::Put { at, .. } => nowhere(at) || there(at)?.is_none_or(|stat: Stat| stat.is_dir()),
+            Step::Dress { at, .. } => nowhere(at) || there(at)?.is_none(),
+            Step::Unlink { at, .. } => there(at)?.is_some(),
+            _ => false,
         })
     }
 
-    /// Whether what a step would carry over is not there any more: the environment goes on.
-    fn is_gone(&self, step: &Step) -> bool {
-        let (Step::Put { at, .. } | Step::Dress { at, .. }) = step else { return false };
+    /// What the layer has at a spot by now.
+    fn now(&self, at: &Spot) -> Result<Option<Stat>, Errno> {
         let (rel, name) = at::split(&at.rel);
-        let there = at::open_below(self.view.upper(at.mount), rel, OFlags::PATH).and_then(|dir| at::stat(&dir, &name));
-        there.map_or_else(at::is_of_moving, |there| there.is_none())
+        match at::open_below(self.view.upper(at.mount), rel, OFlags::PATH) {
+            Ok(dir) => at::stat(&dir, &name),
+            Err(e) if at::is_of_moving(e) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// The name that something has for a while, beside its place.
@@ -311,11 +348,7 @@ impl<'r, 'v> Hands<'r, 'v> {
 
     fn put(&mut self, at: &Spot, way: &Way, owner: &Owner, marked: bool, number: usize) -> Result<(), Errno> {
         match way {
-            Way::Link(to) => match self.link(at, to, number) {
-                // Its other name went before it was carried over.
-                Err(Errno::NOENT) if self.keep => self.copy(at, owner, number),
-                other => other,
-            },
+            Way::Link(to) => self.link(at, to, owner, number),
             Way::Copy => self.copy(at, owner, number),
             Way::Take if self.apart.contains_key(&at.mount) => self.copy(at, owner, number),
             Way::Take => match self.take_file(at, owner, marked) {
@@ -358,49 +391,82 @@ impl<'r, 'v> Hands<'r, 'v> {
         rustix::fs::renameat(&upper.fd, &name, &host.fd, &name)
     }
 
-    fn link(&mut self, at: &Spot, to: &Spot, number: usize) -> Result<(), Errno> {
+    fn link(&mut self, at: &Spot, to: &Spot, owner: &Owner, number: usize) -> Result<(), Errno> {
+        if self.keep {
+            let file = |stat: Option<Stat>| stat.map(|stat| (stat.dev, stat.ino));
+            // One of the names is another file's by now.
+            if file(self.now(at)?) != file(self.now(to)?) {
+                return self.copy(at, owner, number);
+            }
+        }
         let temporary = self.temporary(number);
         let (rel, first) = at::split(&to.rel);
         let from = at::open_below(self.host_root(to.mount), rel, OFlags::PATH)?;
         let (dir, name) = self.host(at)?;
         remove_file(dir, &temporary)?;
-        rustix::fs::linkat(&from, &first, dir, &temporary, AtFlags::empty())?;
-        rustix::fs::renameat(dir, &temporary, dir, &name)?;
+        match rustix::fs::linkat(&from, &first, dir, &temporary, AtFlags::empty()) {
+            Ok(()) => {}
+            // Names of two file systems of the host; more names than a file may have, or none at all.
+            Err(Errno::XDEV | Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => return self.copy(at, owner, number),
+            // It was void.
+            Err(Errno::NOENT) if self.keep => return self.copy(at, owner, number),
+            Err(e) => return Err(e),
+        }
+        let done = rustix::fs::renameat(dir, &temporary, dir, &name);
         // Where both were names of one file already, rename(2) leaves both.
-        remove_file(dir, &temporary)
+        done.and(remove_file(dir, &temporary))
     }
 
     fn copy(&mut self, at: &Spot, owner: &Owner, number: usize) -> Result<(), Errno> {
         let temporary = self.temporary(number);
+        let copied = self.copy_aside(at, owner, &temporary);
+        let (dir, name) = self.host(at)?;
+        let done = match copied {
+            Ok(true) => rustix::fs::renameat(dir, &temporary, dir, &name),
+            other => other.map(drop),
+        };
+        if done.is_err() || copied == Ok(false) {
+            // What went wrong says more.
+            let _ = remove_file(dir, &temporary);
+        }
+        done
+    }
+
+    /// Copies a file to its temporary name; false: it is not there. ESTALE: its name is another file's by now.
+    fn copy_aside(&mut self, at: &Spot, owner: &Owner, temporary: &CStr) -> Result<bool, Errno> {
         let (view, keep) = (self.view, self.keep);
         let (host, upper, name) = self.both(at)?;
         for attempt in 1.. {
-            let stat = at::stat(&upper.fd, &name)?.filter(|stat| !stat.is_dir());
-            remove_file(host.fd.as_fd(), &temporary)?;
             // The environment has taken it away, or an earlier commit's clean-up has.
-            let Some(stat) = stat else { break };
-            let again = keep && attempt < TRIES;
-            match copy_to(view, host, upper, &name, &temporary, &stat, owner) {
-                Err(e) if again && at::is_of_moving(e) => {}
-                Err(e) => {
-                    remove_file(host.fd.as_fd(), &temporary)?;
-                    return Err(e);
-                }
-                Ok(()) if again && moved_on(&at::stat(&upper.fd, &name)?, &stat) => {}
-                Ok(()) => return rustix::fs::renameat(&host.fd, &temporary, &host.fd, &name),
+            let Some(stat) = at::stat(&upper.fd, &name)? else { break };
+            if keep && (stat.is_dir() || stat.is_whiteout()) {
+                break;
+            }
+            remove_file(host.fd.as_fd(), temporary)?;
+            copy_to(view, host, upper, &name, temporary, &stat, owner)?;
+            if !keep {
+                return Ok(true);
+            }
+            match at::stat(&upper.fd, &name)? {
+                Some(now) if now.ino != stat.ino => return Err(Errno::STALE),
+                // It is being written.
+                now if attempt < WRITTEN && moved_on(&now, &stat) => {}
+                now => return Ok(now.is_some()),
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn dress(&mut self, at: &Spot, owner: &Owner, time: bool) -> Result<(), Errno> {
-        let (prefix, mirrored) = (self.view.prefix, self.view.ids().mirrored);
+        let (prefix, mirrored, keep) = (self.view.prefix, self.view.ids().mirrored, self.keep);
         let (host, upper, name) = self.both(at)?;
         let Some(stat) = at::stat(&upper.fd, &name)? else { return Ok(()) };
-        let Some(now) = at::stat(&host.fd, &name)? else { return Err(Errno::NOENT) };
+        // One that goes on may have taken it away when it was to be carried over.
+        let moved = |e| if keep { Ok(()) } else { Err(e) };
+        let Some(now) = at::stat(&host.fd, &name)? else { return moved(Errno::NOENT) };
         if now.kind != stat.kind {
             // Another has taken its place since.
-            return if self.keep { Ok(()) } else { Err(Errno::STALE) };
+            return moved(Errno::STALE);
         }
         let dir = host.fd.as_fd();
         attrs::chown(dir, &name, &now, owner)?;
@@ -546,6 +612,10 @@ fn make(host: &Dir, upper: &Dir, name: &CStr, temporary: &CStr, stat: &Stat, own
     match stat.kind {
         FileType::RegularFile => {
             let from = at::open_file(&upper.fd, name)?;
+            let opened = at::stat_fd(&from)?;
+            if (opened.dev, opened.ino) != (stat.dev, stat.ino) {
+                return Err(Errno::STALE);
+            }
             let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
             let to = rustix::fs::openat(dir, temporary, flags, Mode::RUSR | Mode::WUSR)?;
             copy::copy(&from, &to, stat)?;

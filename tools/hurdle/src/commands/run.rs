@@ -198,8 +198,8 @@ fn detach(
 ) -> Result<ExitCode, Failure> {
     let (read, write) = process::pipe()?;
     if process::detach()?.is_some() {
-        // The child has the same lock: it removes them.
-        std::mem::forget(points);
+        // The child has the same locks: it removes the mount points, and what the layer's lock says stays there.
+        std::mem::forget((points, held));
         drop(write);
         // Two lines: an exit code and, if it is 0, the environment's name, else what went wrong.
         let mut lines = BufReader::new(File::from(read)).lines().map_while(Result::ok);
