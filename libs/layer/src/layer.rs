@@ -92,6 +92,14 @@ impl Layer {
 
     /// Opens the layer at `path`.
     pub fn open(path: &Path) -> Result<Layer> {
+        match Layer::open_once(path) {
+            // One that is gone may have had the inode number of the one that is there now.
+            Err(Error::Damaged { .. }) => Layer::open_once(path),
+            opened => opened,
+        }
+    }
+
+    fn open_once(path: &Path) -> Result<Layer> {
         match open(path) {
             Err(Error::Io { source, .. })
                 if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>

@@ -467,6 +467,7 @@ fn what_changed_since_the_plan_is_left_to_the_next_commit() {
     fs::create_dir_all(at("dir/in")).unwrap();
     fs::write(at("dir/in/file"), "first").unwrap();
     fs::write(at("became"), "first").unwrap();
+    fs::write(at("owned"), "first").unwrap();
     fs::remove_file(at("again")).unwrap();
     let layer = Layer::open(world.layer.path()).unwrap();
     let mut view = View::open(&layer, &world.host(), owners()).unwrap();
@@ -479,6 +480,11 @@ fn what_changed_since_the_plan_is_left_to_the_next_commit() {
     fs::remove_file(at("became")).unwrap();
     fs::create_dir(at("became")).unwrap();
     fs::write(at("again"), "second").unwrap();
+    // Made in its place by another of the environment's users, where there are others.
+    fs::write(at("new"), "second").unwrap();
+    let others = std::os::unix::fs::chown(at("new"), Some(1000), Some(1000)).is_ok();
+    fs::set_permissions(at("new"), fs::Permissions::from_mode(0o4755)).unwrap();
+    fs::rename(at("new"), at("owned")).unwrap();
     commit::commit(&view, &plan, false).unwrap();
 
     let text = |name: &str| fs::read_to_string(world.host().join(name)).ok();
@@ -486,6 +492,8 @@ fn what_changed_since_the_plan_is_left_to_the_next_commit() {
     for (name, wanted) in wanted {
         assert_eq!(text(name).as_deref(), Some(wanted), "{name}");
     }
+    let mode = world.host().join("owned").metadata().unwrap().mode() & 0o7777;
+    assert_eq!(mode, if others { 0o755 } else { 0o4755 }, "nobody's program runs as its former owner");
     for name in ["gone", "dir", "became", "new"] {
         assert!(!world.host().join(name).exists(), "{name}");
     }

@@ -24,7 +24,7 @@ mod plan;
 mod run;
 mod step;
 
-use crate::change::Change;
+use crate::change::{Change, Kind, Type};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::lock::Lock;
@@ -68,7 +68,13 @@ pub struct Done {
 
 /// Thinks a commit through: those changes that `select` wants, and the new directories that they lie in.
 pub fn plan(view: &mut View<'_>, how: How, select: &mut dyn FnMut(&Change) -> bool) -> Result<Plan> {
-    let changes = walk(view, Options { times: false, same: true })?;
+    let options = Options { times: false, same: true };
+    let mut changes = walk(view, options)?;
+    let is_dir = |change: &Change| change.was.is_some_and(|was| was.kind == Type::Directory);
+    if how.running && changes.iter().any(|change| is_dir(change) && matches!(change.kind, Kind::Deleted | Kind::Type)) {
+        // One that was renamed during the walk, to where that had been already, looks as if it were deleted. Now its new name is seen.
+        changes = walk(view, options)?;
+    }
     plan::plan(view, how, changes, select)
 }
 

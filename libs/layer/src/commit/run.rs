@@ -1,6 +1,6 @@
 //! Taking the steps.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -33,7 +33,8 @@ pub(crate) fn run(view: &View<'_>, journal: &mut Journal) -> Result<()> {
 }
 
 fn run_all(view: &View<'_>, journal: &mut Journal, steps: &[Step]) -> Result<()> {
-    let mut hands = Hands::new(view, journal);
+    let made = made(steps);
+    let mut hands = Hands::new(view, journal, &made);
     let copies = |step: &Step| matches!(step, Step::Put { way: Way::Copy, .. });
     while journal.done < steps.len() {
         let start = journal.done;
@@ -44,7 +45,7 @@ fn run_all(view: &View<'_>, journal: &mut Journal, steps: &[Step]) -> Result<()>
                 while end < steps.len() && end - start < BATCH && copies(&steps[end]) {
                     end += 1;
                 }
-                together(view, journal, &steps[start..end], start)?;
+                together(view, journal, &made, &steps[start..end], start)?;
                 journal.note(end, false)?;
             }
             Step::Sync => {
@@ -73,12 +74,22 @@ fn run_all(view: &View<'_>, journal: &mut Journal, steps: &[Step]) -> Result<()>
     Ok(())
 }
 
+/// The directories that a commit makes: mount and path.
+type Made<'s> = HashSet<(usize, &'s [u8])>;
+
+fn made(steps: &[Step]) -> Made<'_> {
+    steps
+        .iter()
+        .filter_map(|step| if let Step::Dir { at } = step { Some((at.mount, &*at.rel)) } else { None })
+        .collect()
+}
+
 /// Copies by several threads.
-fn together(view: &View<'_>, journal: &Journal, steps: &[Step], first: usize) -> Result<()> {
+fn together(view: &View<'_>, journal: &Journal, made: &Made<'_>, steps: &[Step], first: usize) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS);
     let share = steps.len().div_ceil(threads).max(16);
     let work = |(part, steps): (usize, &[Step])| -> Result<()> {
-        let mut hands = Hands::new(view, journal);
+        let mut hands = Hands::new(view, journal, made);
         steps.iter().enumerate().try_for_each(|(n, step)| hands.take(step, first + part * share + n))
     };
     let work = &work;
@@ -144,6 +155,7 @@ struct Hands<'r, 'v> {
     view: &'r View<'v>,
     id: String,
     keep: bool,
+    made: &'r Made<'r>,
     host: Option<Dir>,
     upper: Option<Dir>,
     /// File systems between which nothing moves.
@@ -151,15 +163,18 @@ struct Hands<'r, 'v> {
 }
 
 impl<'r, 'v> Hands<'r, 'v> {
-    fn new(view: &'r View<'v>, journal: &Journal) -> Hands<'r, 'v> {
+    fn new(view: &'r View<'v>, journal: &Journal, made: &'r Made<'r>) -> Hands<'r, 'v> {
         let (id, keep) = (journal.head.id.clone(), journal.head.keep);
-        Hands { view, id, keep, host: None, upper: None, apart: HashMap::new() }
+        Hands { view, id, keep, made, host: None, upper: None, apart: HashMap::new() }
     }
 
     fn take(&mut self, step: &Step, number: usize) -> Result<()> {
         for tries in 0.. {
             let done = match self.is_void(step) {
-                Ok(true) => Ok(()),
+                Ok(true) => {
+                    self.pass_over(step, number);
+                    Ok(())
+                }
                 Ok(false) => self.step(step, number),
                 Err(e) => Err(e),
             };
@@ -203,10 +218,12 @@ impl<'r, 'v> Hands<'r, 'v> {
             return Ok(false);
         }
         let there = |at: &Spot| Ok(self.now(at)?.filter(|stat| !stat.is_whiteout()));
-        // Its directory was void.
+        // A directory that was to be made for it was void.
         let nowhere = |at: &Spot| {
-            let dir = at::open_below(self.host_root(at.mount), at::split(&at.rel).0, OFlags::PATH);
-            dir.is_err_and(at::is_of_moving)
+            let parent = at::split(&at.rel).0;
+            let ends = (0..=parent.len()).filter(|end| *end == parent.len() || parent[*end] == b'/');
+            ends.map(|end| &parent[..end]).any(|dir| self.made.contains(&(at.mount, dir)))
+                && at::open_below(self.host_root(at.mount), parent, OFlags::PATH).is_err_and(at::is_of_moving)
         };
         Ok(match step {
             Step::Dir { at } => nowhere(at) || !there(at)?.is_some_and(|stat: Stat| stat.is_dir()),
@@ -215,6 +232,16 @@ impl<'r, 'v> Hands<'r, 'v> {
             Step::Unlink { at, .. } => there(at)?.is_some(),
             _ => false,
         })
+    }
+
+    /// What a step that was begun before a kill may have left goes.
+    fn pass_over(&mut self, step: &Step, number: usize) {
+        let temporary = self.temporary(number);
+        if let Step::Put { at, .. } = step
+            && let Ok((dir, _)) = self.host(at)
+        {
+            let _ = remove_file(dir, &temporary);
+        }
     }
 
     /// What the layer has at a spot by now.
@@ -392,24 +419,26 @@ impl<'r, 'v> Hands<'r, 'v> {
     }
 
     fn link(&mut self, at: &Spot, to: &Spot, owner: &Owner, number: usize) -> Result<(), Errno> {
+        let temporary = self.temporary(number);
+        let (rel, first) = at::split(&to.rel);
+        let from = at::open_below(self.host_root(to.mount), rel, OFlags::PATH);
         if self.keep {
+            let (mine, other) = (self.now(at)?, self.now(to)?);
+            let placed = from.as_ref().map_or(Ok(None), |from| at::stat(from, &first))?;
+            // One of the names is another file's by now, or it was void when it was to be carried over.
             let file = |stat: Option<Stat>| stat.map(|stat| (stat.dev, stat.ino));
-            // One of the names is another file's by now.
-            if file(self.now(at)?) != file(self.now(to)?) {
+            let content = |stat: Option<Stat>| stat.map(|stat| (stat.kind, stat.size, stat.mtime));
+            if file(mine) != file(other) || content(other) != content(placed) {
                 return self.copy(at, owner, number);
             }
         }
-        let temporary = self.temporary(number);
-        let (rel, first) = at::split(&to.rel);
-        let from = at::open_below(self.host_root(to.mount), rel, OFlags::PATH)?;
+        let from = from?;
         let (dir, name) = self.host(at)?;
         remove_file(dir, &temporary)?;
         match rustix::fs::linkat(&from, &first, dir, &temporary, AtFlags::empty()) {
             Ok(()) => {}
             // Names of two file systems of the host; more names than a file may have, or none at all.
             Err(Errno::XDEV | Errno::MLINK | Errno::PERM | Errno::OPNOTSUPP) => return self.copy(at, owner, number),
-            // It was void.
-            Err(Errno::NOENT) if self.keep => return self.copy(at, owner, number),
             Err(e) => return Err(e),
         }
         let done = rustix::fs::renameat(dir, &temporary, dir, &name);
@@ -432,7 +461,7 @@ impl<'r, 'v> Hands<'r, 'v> {
         done
     }
 
-    /// Copies a file to its temporary name; false: it is not there. ESTALE: its name is another file's by now.
+    /// Copies a file to its temporary name, as it was at some moment; false: it is not there.
     fn copy_aside(&mut self, at: &Spot, owner: &Owner, temporary: &CStr) -> Result<bool, Errno> {
         let (view, keep) = (self.view, self.keep);
         let (host, upper, name) = self.both(at)?;
@@ -443,14 +472,19 @@ impl<'r, 'v> Hands<'r, 'v> {
                 break;
             }
             remove_file(host.fd.as_fd(), temporary)?;
-            copy_to(view, host, upper, &name, temporary, &stat, owner)?;
+            let owner = owner.unless_another(&stat, keep);
+            let wanted = Marks::read(&upper.fd, &name, view.prefix)?.values(&upper.fd, &name)?;
+            let rights = wanted.iter().any(|(key, _)| &**key == c"security.capability");
+            copy_to(view, (host, upper), (&name, temporary), &stat, &owner, wanted)?;
             if !keep {
                 return Ok(true);
             }
             match at::stat(&upper.fd, &name)? {
-                Some(now) if now.ino != stat.ino => return Err(Errno::STALE),
-                // It is being written.
+                // It is being written, or replaced.
                 now if attempt < WRITTEN && moved_on(&now, &stat) => {}
+                Some(now) if now.kind != stat.kind => return Err(Errno::STALE),
+                // Whose capabilities (capabilities(7)) these are is not known.
+                now if rights && moved_on(&now, &stat) => return Ok(false),
                 now => return Ok(now.is_some()),
             }
         }
@@ -469,6 +503,7 @@ impl<'r, 'v> Hands<'r, 'v> {
             return moved(Errno::STALE);
         }
         let dir = host.fd.as_fd();
+        let owner = &owner.unless_another(&stat, keep);
         attrs::chown(dir, &name, &now, owner)?;
         let wanted = Marks::read(&upper.fd, &name, prefix)?.values(&upper.fd, &name)?;
         attrs::xattrs(dir, &name, &plain_xattrs(dir, &name)?, &wanted, mirrored)?;
@@ -567,18 +602,16 @@ fn remove_file(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     }
 }
 
-/// Makes `temporary` on the host what `name` is in the layer.
+/// Makes `temporary` on the host what `name` is in the layer, with the extended attributes `wanted`.
 fn copy_to(
     view: &View<'_>,
-    host: &mut Dir,
-    upper: &Dir,
-    name: &CStr,
-    temporary: &CStr,
+    (host, upper): (&mut Dir, &Dir),
+    (name, temporary): (&CStr, &CStr),
     stat: &Stat,
     owner: &Owner,
+    mut wanted: Vec<at::Xattr>,
 ) -> Result<(), Errno> {
     let mirrored = view.ids().mirrored;
-    let mut wanted = Marks::read(&upper.fd, name, view.prefix)?.values(&upper.fd, name)?;
     make(host, upper, name, temporary, stat, owner)?;
     let inherits = inherits(host)?;
     let dir = host.fd.as_fd();
@@ -643,7 +676,8 @@ fn moved_on(now: &Option<Stat>, before: &Stat) -> bool {
 
 /// Takes back what an interrupted commit left beside its places.
 pub(crate) fn undo(view: &View<'_>, journal: &Journal) -> Result<()> {
-    let mut hands = Hands::new(view, journal);
+    let made = Made::new();
+    let mut hands = Hands::new(view, journal, &made);
     for (number, step) in journal.steps.iter().enumerate() {
         let temporary = hands.temporary(number);
         let done = match step {

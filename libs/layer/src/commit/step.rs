@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::at::Stat;
+
 /// A path below a mount of the layer: on the host and in the upper directory alike.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Spot {
@@ -31,6 +33,15 @@ pub(crate) struct Owner {
     /// because of it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) instead: bool,
+}
+
+impl Owner {
+    /// The same, but in a commit of what still runs (`keep`) no program may run as him if the file is another's by now: who may put
+    /// files of his own in its place is not to give them this owner.
+    pub(crate) fn unless_another(&self, now: &Stat, keep: bool) -> Owner {
+        let another = keep && (now.uid, now.gid) != (self.uid, self.gid);
+        Owner { instead: self.instead || another, ..*self }
+    }
 }
 
 /// One step.
