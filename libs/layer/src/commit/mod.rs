@@ -19,6 +19,7 @@
 
 mod attrs;
 mod check;
+mod file;
 mod journal;
 mod plan;
 mod run;

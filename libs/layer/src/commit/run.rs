@@ -7,15 +7,15 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::attrs;
 use super::journal::Journal;
 use super::step::{Owner, Spot, Step, Way};
+use super::{attrs, file};
 use crate::at::{self, Stat};
 use crate::error::{At as _, Error, Result};
 use crate::marks::{Marks, plain_xattrs};
+use crate::tree;
 use crate::view::View;
 use crate::walk::TRIES;
-use crate::{copy, tree};
 
 /// How many files are put before the journal hears of it.
 const BATCH: usize = 1000;
@@ -475,16 +475,18 @@ impl<'r, 'v> Hands<'r, 'v> {
             let owner = owner.unless_another(&stat, keep);
             let wanted = Marks::read(&upper.fd, &name, view.prefix)?.values(&upper.fd, &name)?;
             let rights = wanted.iter().any(|(key, _)| &**key == c"security.capability");
-            copy_to(view, (host, upper), (&name, temporary), &stat, &owner, wanted)?;
+            let inherits = inherits(host)?;
+            let dirs = (host.fd.as_fd(), upper.fd.as_fd());
+            file::copy(view, dirs, (&name, temporary), &stat, &owner, wanted, inherits)?;
             if !keep {
                 return Ok(true);
             }
             match at::stat(&upper.fd, &name)? {
                 // It is being written, or replaced.
-                now if attempt < WRITTEN && moved_on(&now, &stat) => {}
+                now if attempt < WRITTEN && file::moved_on(&now, &stat) => {}
                 Some(now) if now.kind != stat.kind => return Err(Errno::STALE),
                 // Whose capabilities (capabilities(7)) these are is not known.
-                now if rights && moved_on(&now, &stat) => return Ok(false),
+                now if rights && file::moved_on(&now, &stat) => return Ok(false),
                 now => return Ok(now.is_some()),
             }
         }
@@ -600,78 +602,6 @@ fn remove_file(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
         Err(Errno::NOENT) => Ok(()),
         other => other,
     }
-}
-
-/// Makes `temporary` on the host what `name` is in the layer, with the extended attributes `wanted`.
-fn copy_to(
-    view: &View<'_>,
-    (host, upper): (&mut Dir, &Dir),
-    (name, temporary): (&CStr, &CStr),
-    stat: &Stat,
-    owner: &Owner,
-    mut wanted: Vec<at::Xattr>,
-) -> Result<(), Errno> {
-    let mirrored = view.ids().mirrored;
-    make(host, upper, name, temporary, stat, owner)?;
-    let inherits = inherits(host)?;
-    let dir = host.fd.as_fd();
-    if !mirrored && wanted.is_empty() && !inherits {
-        return Ok(());
-    }
-    let mut now = plain_xattrs(dir, temporary)?;
-    attrs::drop_inherited(dir, temporary, &wanted)?;
-    now.retain(|(key, _)| !key.to_bytes().starts_with(b"system.posix_acl"));
-    if mirrored {
-        let mut unseen = match at::stat(dir, name)?.filter(|old| old.kind == stat.kind) {
-            Some(_) => plain_xattrs(dir, name)?,
-            None => Vec::new(),
-        };
-        unseen.retain(|(key, _)| !key.to_bytes().starts_with(b"user."));
-        unseen.retain(|(key, _)| !wanted.iter().any(|(own, _)| own == key));
-        wanted.append(&mut unseen);
-    }
-    // What the system itself gives to each new file (a label) is kept where the layer has none.
-    now.retain(|(key, _)| wanted.iter().any(|(own, _)| own == key));
-    attrs::xattrs(dir, temporary, &now, &wanted, mirrored)?;
-    attrs::chmod(dir, temporary, stat.kind, attrs::mode(stat, owner))?;
-    rustix::fs::utimensat(dir, temporary, &attrs::times(stat), AtFlags::SYMLINK_NOFOLLOW)
-}
-
-/// Makes `temporary` on the host what `name` is in the layer, but for extended attributes.
-fn make(host: &Dir, upper: &Dir, name: &CStr, temporary: &CStr, stat: &Stat, owner: &Owner) -> Result<(), Errno> {
-    let dir = host.fd.as_fd();
-    let mode = attrs::mode(stat, owner);
-    let ids = (Some(rustix::fs::Uid::from_raw(owner.uid)), Some(rustix::fs::Gid::from_raw(owner.gid)));
-    match stat.kind {
-        FileType::RegularFile => {
-            let from = at::open_file(&upper.fd, name)?;
-            let opened = at::stat_fd(&from)?;
-            if (opened.dev, opened.ino) != (stat.dev, stat.ino) {
-                return Err(Errno::STALE);
-            }
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            let to = rustix::fs::openat(dir, temporary, flags, Mode::RUSR | Mode::WUSR)?;
-            copy::copy(&from, &to, stat)?;
-            rustix::fs::fchown(&to, ids.0, ids.1)?;
-            rustix::fs::fchmod(&to, mode)?;
-            return rustix::fs::futimens(&to, &attrs::times(stat));
-        }
-        FileType::Symlink => rustix::fs::symlinkat(at::read_link(&upper.fd, name)?, dir, temporary)?,
-        kind => {
-            let device = rustix::fs::makedev(stat.rdev.0, stat.rdev.1);
-            rustix::fs::mknodat(dir, temporary, kind, Mode::RUSR | Mode::WUSR, device)?;
-        }
-    }
-    rustix::fs::chownat(dir, temporary, ids.0, ids.1, AtFlags::SYMLINK_NOFOLLOW)?;
-    attrs::chmod(dir, temporary, stat.kind, mode)?;
-    rustix::fs::utimensat(dir, temporary, &attrs::times(stat), AtFlags::SYMLINK_NOFOLLOW)
-}
-
-/// Whether a file was written while it was copied.
-fn moved_on(now: &Option<Stat>, before: &Stat) -> bool {
-    now.is_none_or(|now| {
-        (now.ino, now.size, now.mtime, now.ctime) != (before.ino, before.size, before.mtime, before.ctime)
-    })
 }
 
 /// Takes back what an interrupted commit left beside its places.
