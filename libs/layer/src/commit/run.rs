@@ -33,7 +33,7 @@ pub(crate) fn run(view: &View<'_>, journal: &mut Journal) -> Result<()> {
 }
 
 fn run_all(view: &View<'_>, journal: &mut Journal, steps: &[Step]) -> Result<()> {
-    let made = made(steps);
+    let made = if journal.head.keep { made(steps) } else { Made::new() };
     let mut hands = Hands::new(view, journal, &made);
     let copies = |step: &Step| matches!(step, Step::Put { way: Way::Copy, .. });
     while journal.done < steps.len() {
@@ -74,7 +74,7 @@ fn run_all(view: &View<'_>, journal: &mut Journal, steps: &[Step]) -> Result<()>
     Ok(())
 }
 
-/// The directories that a commit makes: mount and path.
+/// The directories that a commit of what still runs makes: mount and path.
 type Made<'s> = HashSet<(usize, &'s [u8])>;
 
 fn made(steps: &[Step]) -> Made<'_> {
