@@ -83,8 +83,9 @@ pub fn in_foreground(pid: u32) -> bool {
     group.is_some() && group == stat(pid, 8)
 }
 
-/// A field of proc_pid_stat(5), counted as there, from the third on.
-fn stat<T: std::str::FromStr>(pid: u32, field: usize) -> Option<T> {
+/// A field of proc_pid_stat(5), counted as there, from the third (the state) on; the fourth is the parent. `None`: there is no such
+/// process any more.
+pub fn stat<T: std::str::FromStr>(pid: u32, field: usize) -> Option<T> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may contain anything.
     stat.rsplit_once(") ")?.1.split(' ').nth(field - 3)?.parse().ok()

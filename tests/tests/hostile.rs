@@ -182,18 +182,12 @@ fn who_forks_away_is_ended_though_the_core_is_killed() {
 fn generation(hurdle: &Hurdle, name: &str) -> [Pid; 3] {
     let pid = |value: &serde_json::Value| value.as_i64().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
     let core = pid(&hurdle.info(name)["core"]).expect("a pid");
-    let parent = |of: Pid| stat(of, 1).and_then(|parent| parent.parse().ok()).map(Pid::from_raw);
+    let parent = |of: Pid| leaks::stat(of.as_raw().cast_unsigned(), 4).map(Pid::from_raw);
     until("it runs", || {
         let server = pid(&hurdle.right(name, "greet")["state"]["Running"]["pid"])?;
         let guard = parent(server).filter(|guard| *guard != core && parent(*guard) == Some(core))?;
         Some([core, server, guard])
     })
-}
-
-/// A field of /proc/PID/stat after the name: 0 its state, 1 its parent.
-fn stat(pid: Pid, field: usize) -> Option<String> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    text.rsplit(')').next()?.split_whitespace().nth(field).map(str::to_owned)
 }
 
 /// The guard between the core and a server of the user's own is killed: then the core is the one who ends all.
@@ -218,10 +212,12 @@ fn who_forks_away_is_ended_though_core_and_server_end_at_once() {
     let server = format!("greet={}", hostile(&hurdle, "forks"));
     let (name, _) = family(&hurdle, "forks", "greet", ["--server", &server]);
     let [core, server, _] = generation(&hurdle, &name);
-    let forked = |pid: &u32| stat(Pid::from_raw(pid.cast_signed()), 1) == Some(server.to_string());
+    let forked = |pid: &u32| leaks::stat(*pid, 4) == Some(server.as_raw());
     until("it has forked", || running(&hurdle, "forks").iter().any(forked).then_some(()));
     kill(server, Signal::SIGKILL).expect("it runs");
-    until("it has ended", || stat(server, 0).is_none_or(|state| state == "Z").then_some(()));
+    until("it has ended", || {
+        leaks::stat(server.as_raw().cast_unsigned(), 3).is_none_or(|state: char| state == 'Z').then_some(())
+    });
     assert!(!running(&hurdle, "forks").is_empty());
     kill(core, Signal::SIGKILL).expect("it runs");
     until("nothing is left of it", || running(&hurdle, "forks").is_empty().then_some(()));
